@@ -25,6 +25,7 @@ from tests.model.test_training import RANK, facts, in_ranks, rows, same
 from wmlsearch.config import VALUES_BEFORE, RunSettings, TrialConfig
 from wmlsearch.data.labels import BACKGROUND, IGNORED, LESION
 from wmlsearch.data.manifest import LEDGER, ORIGINALS, SEALED, Manifest
+from wmlsearch.data.sealed_test import Opener
 from wmlsearch.data.slices import PreparedData, batches
 from wmlsearch.data.sources import Source
 from wmlsearch.inference.export import export_model, load_exported
@@ -151,7 +152,7 @@ def test_a_volume_predicted_through_files_equals_the_sealed_test(case: str, fold
     export_model([model], tmp_path / "export")
     (exported,) = load_exported(tmp_path / "export").members
     assert exported.config == config
-    found, _ = evaluate({"model": [model]}, folder, {"run": "r"})
+    found, _ = evaluate({"model": [model]}, folder, Opener(run="r"))
     sealed, predicted = folder / SEALED, 0
     for row, geometry in zip(
         found.models["model"].members[0].scope(VOLUMES).rows, Manifest.read(sealed).volumes, strict=True

@@ -16,7 +16,7 @@ from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.non_finite import fill_background
 from wmlsearch.data.prepare import PrepareOptions, prepare
 from wmlsearch.data.reading import load_volume
-from wmlsearch.data.sealed_test import open_sealed_test
+from wmlsearch.data.sealed_test import Opener, open_sealed_test
 from wmlsearch.data.sources import Source
 from wmlsearch.errors import InputError
 from wmlsearch.inference.preprocessing import Preprocessing, slicing_geometry
@@ -246,7 +246,7 @@ def test_all_that_reads_the_volumes_again_knows_of_the_option(tmp_path: Path) ->
     manifest = prepare(table, tmp_path / "out", PrepareOptions(size=24, plane="axial", jobs=1, nan_background=True))
     assert all(volume.nan_background for volume in manifest.volumes)
     assert any("NaN or infinite are taken for background, as was asked for" in line for line in manifest.warnings)
-    sealed = open_sealed_test(tmp_path / "out", {})
+    sealed = open_sealed_test(tmp_path / "out", Opener())
     (volume, *_) = sealed.volumes()
     assert volume.nan_background
     preprocessing = Preprocessing("axial", 2, 24, "crop", manifest.spacing_mm)

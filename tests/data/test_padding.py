@@ -22,6 +22,7 @@ from wmlsearch.data.geometry import place_window
 from wmlsearch.data.manifest import IMAGES, MANIFEST, SEALED, Manifest
 from wmlsearch.data.padding import Padding, find_padding
 from wmlsearch.data.prepare import PrepareOptions, prepare
+from wmlsearch.data.sealed_test import Opener
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
 from wmlsearch.errors import InputError
@@ -171,7 +172,7 @@ def test_images_are_scored_and_predicted_as_the_data_were_prepared(
     assert ("padding_background" in (tmp_path / "model/model.json").read_text()) != is_older
 
     stored, seen = np.load(data / SEALED / IMAGES), SeenImages()
-    evaluate({"model": exported}, data, {"run": "r"}, predictions=seen)
+    evaluate({"model": exported}, data, Opener(run="r"), predictions=seen)
     assert np.array_equal(np.concatenate(seen.images), stored)
     assert (len(np.unique(stored)) > 50) != is_older, "grey levels"
     for volume in Manifest.read(data / SEALED).volumes:

@@ -19,7 +19,7 @@ from test_prepare import FAST, volume
 from wmlsearch.cli import main
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.data.sealed_test import open_sealed_test
+from wmlsearch.data.sealed_test import Opener, open_sealed_test
 from wmlsearch.errors import InputError
 
 MARKER = "Mustermann"  # in every name, path and header that a patient could be known by
@@ -112,7 +112,7 @@ def test_the_slices_are_the_same_and_the_sealed_volumes_too(
         (row.patient, row.index, row.split, row.checksum) for row in manifest.slices
     )
     copy = Path(shutil.copytree(out, tmp_path / "copy"))
-    for sealed in open_sealed_test(copy, {}).volumes():  # each is cut anew and compared with what was sealed
+    for sealed in open_sealed_test(copy, Opener()).volumes():  # each is cut anew and compared with what was sealed
         (image,), (mask,) = sealed.source.image, sealed.source.mask
         (name,) = (name for name, pseudonym in who.items() if pseudonym == sealed.source.patient)
         (original,) = raw.glob(f"sub-{name}/*/anat/*")

@@ -16,7 +16,7 @@ from nifti_files import voxels
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import LEDGER, ORIGINALS, SEALED, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.data.sealed_test import openings
+from wmlsearch.data.sealed_test import Opener, openings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
 from wmlsearch.errors import InputError
@@ -84,7 +84,7 @@ def test_validation_and_prediction_agree(model: TrainedModel, data: Path) -> Non
 def test_a_volume_predicted_through_files_equals_the_sealed_test(
     model: TrainedModel, data: Path, tmp_path: Path
 ) -> None:
-    found, _ = evaluate({"model": [model]}, data, {"run": "r"})
+    found, _ = evaluate({"model": [model]}, data, Opener(run="r"))
     export_model([model], tmp_path / "export")
     exported = load_exported(tmp_path / "export").members[0]
     assert (exported.config, exported.postprocessing) == (model.config, model.postprocessing)
@@ -127,10 +127,10 @@ def test_single_slices_are_refused_for_a_model_of_several_only(model: TrainedMod
     options = PrepareOptions(size=32, fit="resize", jobs=1, split="image", allow_leakage=True)
     prepare(raw, tmp_path / "images", options)
     if not model.needs_whole_volumes:
-        assert evaluate({"model": [model]}, tmp_path / "images", {"run": "r"})[0].unit == "patients"
+        assert evaluate({"model": [model]}, tmp_path / "images", Opener(run="r"))[0].unit == "patients"
         return
     with pytest.raises(InputError) as caught:
-        evaluate({"model": [model]}, tmp_path / "images", {"run": "r"})
+        evaluate({"model": [model]}, tmp_path / "images", Opener(run="r"))
     assert str(caught.value) == (
         f"{tmp_path}/images: r needs the whole scan of each slice, but these data are split by image; evaluate it on "
         "volumes that are split by patient"

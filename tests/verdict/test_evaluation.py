@@ -21,7 +21,7 @@ from wmlsearch.data.examine import examine
 from wmlsearch.data.manifest import LEDGER, SEALED, Manifest
 from wmlsearch.data.phantom import write_phantom
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.data.sealed_test import open_sealed_test, openings
+from wmlsearch.data.sealed_test import Opener, open_sealed_test, openings
 from wmlsearch.data.slices import PreparedData
 from wmlsearch.data.sources import Source
 from wmlsearch.errors import InputError
@@ -48,7 +48,7 @@ from wmlsearch.workflows import final_models, sealed_test
 from wmlsearch.workflows.observer import Observer
 from wmlsearch.workflows.provenance import data_record, run_record
 
-BY = {"run": "r"}
+BY = Opener(run="r")
 
 
 def _watch(*_: object) -> None:
@@ -132,10 +132,10 @@ def test_the_test_is_noted_only_when_all_of_it_is_kept(
 
 def test_each_opening_is_written_down_before_anything_is_read(data: Path) -> None:
     assert openings(data) == []
-    first = open_sealed_test(data, {"run": "one"})
-    second = open_sealed_test(data, {"run": "two"})
+    first = open_sealed_test(data, Opener(run="one"))
+    second = open_sealed_test(data, Opener(run="two"))
     assert (first.opened_before, second.opened_before) == (0, 1)
-    assert [line["run"] for line in openings(data)] == ["one", "two"]
+    assert [line.by.run for line in openings(data)] == ["one", "two"]
     assert first.opened <= second.opened
     assert [row.split for row in first.manifest.slices] == ["test"] * len(first.manifest.slices)
 
@@ -471,7 +471,7 @@ def test_a_verdict_of_a_search(search: SearchDir, data: Path) -> None:
     again = say("evaluate", "s", "--out", search.path.parent)
     assert again.output.startswith(opening.format("been opened 1 time before"))
     assert evaluation_of(search).opened_before == 1
-    assert [line["run"] for line in openings(data)] == ["s", "s"]
+    assert [line.by.run for line in openings(data)] == ["s", "s"]
 
 
 def test_mlflow_has_the_scores_where_no_report_can_be_written(

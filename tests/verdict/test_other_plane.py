@@ -14,7 +14,7 @@ from nifti_files import cohort
 from wmlsearch.config import TrialConfig
 from wmlsearch.data.manifest import ORIGINALS, SEALED, Manifest
 from wmlsearch.data.prepare import PrepareOptions, prepare
-from wmlsearch.data.sealed_test import openings
+from wmlsearch.data.sealed_test import Opener, openings
 from wmlsearch.errors import InputError
 from wmlsearch.inference.preprocessing import Preprocessing
 from wmlsearch.inference.trained_model import TrainedModel
@@ -22,7 +22,7 @@ from wmlsearch.model.unet import UNet
 from wmlsearch.runs.evaluation import SLICES, VOLUMES
 from wmlsearch.verdict.evaluation import evaluate
 
-BY = {"run": "r"}
+BY = Opener(run="r")
 OTHER = {"axial": "sagittal", "sagittal": "axial"}
 
 

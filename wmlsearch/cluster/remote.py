@@ -23,7 +23,7 @@ from wmlsearch.cluster.jobs import SearchJob, ask, follow, job_of, lines_of, sea
 from wmlsearch.cluster.ray_up import ClusterFile, RayCommand, UnreachableError
 from wmlsearch.cluster.run_copies import fetch_search, searches
 from wmlsearch.cluster.transfer import fingerprint_of, is_fetched, upload_data
-from wmlsearch.data.sealed_test import record_opening
+from wmlsearch.data.sealed_test import Opener, record_opening
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir, check_new
 from wmlsearch.runs.redaction import without_password
@@ -68,7 +68,7 @@ def tune(
         _send_data(dashboard, data, fingerprint, storage, report, say)
         file = Path(space) if Path(space).is_file() else None
         if "--no-baseline" not in argv:  # the head will open the sealed test; the ledger beside `data` must say so
-            record_opening(data, {"run": name, "where": f"the cluster {dashboard.given}"})
+            record_opening(data, Opener(run=name, where=f"the cluster {dashboard.given}"))
         request = HeadRequest(
             verb="tune",
             name=name,

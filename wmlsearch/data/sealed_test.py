@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,35 @@ from wmlsearch.data.sources import Source
 from wmlsearch.data.stack import Array
 from wmlsearch.errors import InputError
 from wmlsearch.runs.files import append_line, read_lines
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Who opens the sealed test, as the ledger records it."""
+
+    run: str = ""  # name of the search or run
+    key: str | None = None  # of its folder
+    path: str | None = None  # its folder
+    models: Mapping[str, str] | None = None  # of a search: names of the models, by role
+    where: str | None = None  # where a copy of the data is opened, such as a cluster; None: on this machine
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values that the ledger holds."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A line of the ledger."""
+
+    time: float  # Unix seconds
+    by: Opener
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Opening:
+        """Return the opening that a line records. What it lacks has the default."""
+        known = {field.name for field in fields(Opener)} & line.keys()
+        return cls(line.get("time", 0.0), Opener(**{name: line[name] for name in known}))
 
 
 @dataclass(frozen=True)
@@ -121,17 +150,17 @@ class SealedTest:
         )
 
 
-def openings(data: Path) -> list[dict[str, Any]]:
-    """Return the lines of the ledger of a prepared data set, oldest first."""
-    return read_lines(data / SEALED / LEDGER)
+def openings(data: Path) -> list[Opening]:
+    """Return the lines of the ledger of a prepared data set, oldest first. Raises InputError."""
+    return [Opening.from_json(line) for line in read_lines(data / SEALED / LEDGER)]
 
 
-def open_sealed_test(data: Path, by: Mapping[str, Any]) -> SealedTest:
+def open_sealed_test(data: Path, by: Opener) -> SealedTest:
     """Open the test split of a prepared data set.
 
     Args:
         data: The prepared data set.
-        by: What the ledger records about this opening. It is written before any image is read.
+        by: Who opens it. The ledger records that before any image is read.
 
     Raises:
         InputError: Where the test split is not what was sealed, files are missing, or the ledger cannot be written.
@@ -179,7 +208,7 @@ def sealed_manifest(data: Path, main: Manifest) -> Manifest:
     return Manifest.read(path.parent)
 
 
-def record_opening(data: Path, by: Mapping[str, Any]) -> float:
+def record_opening(data: Path, by: Opener) -> float:
     """Append a line to the ledger of a prepared data set, and return its time (Unix seconds).
 
     Raises:
@@ -187,7 +216,7 @@ def record_opening(data: Path, by: Mapping[str, Any]) -> float:
     """
     ledger, now = data / SEALED / LEDGER, time.time()
     try:
-        append_line(ledger, {"time": now, **by})
+        append_line(ledger, {"time": now, **by.as_json()})
     except OSError as error:
         raise _unwritable(ledger, error) from None
     return now

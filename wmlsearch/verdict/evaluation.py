@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from wmlsearch.data.geometry import VolumeGeometry
 from wmlsearch.data.head_detection import Box, find_head
 from wmlsearch.data.head_grey import has_head_grey
 from wmlsearch.data.manifest import PREPARE_AGAIN, Manifest
-from wmlsearch.data.sealed_test import SealedTest, check_sealed_test, open_sealed_test
+from wmlsearch.data.sealed_test import Opener, SealedTest, check_sealed_test, open_sealed_test
 from wmlsearch.errors import InputError
 from wmlsearch.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from wmlsearch.inference.predictor import BATCH, HERE, Predictions, mean_probabilities
@@ -61,7 +61,7 @@ Networks = Mapping[str, Sequence[TrainedModel]]  # by role, one for each run
 def evaluate(
     models: Networks,
     data: Path,
-    by: Mapping[str, Any],
+    by: Opener,
     ensemble_thresholds: Mapping[str, float] | None = None,
     progress: Progress = lambda *_: None,
     predictions: Predictions = HERE,
@@ -73,7 +73,7 @@ def evaluate(
             is scored as an ensemble, at its threshold in `ensemble_thresholds` (default: the mean of theirs).
         data: The prepared data set. It may be sliced in another way than the models' own if it holds whole volumes:
             these are sliced again, and in another plane its rule says which slices are kept.
-        by: What the data set's ledger records about who opens the test.
+        by: Who opens the test; the data set's ledger records it.
         progress: Called after each volume, or each batch of slices.
         predictions: Where the networks predict. Images are opened and scored in this process.
 

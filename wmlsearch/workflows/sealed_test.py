@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wmlsearch.config import RunSettings
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.data.sealed_test import openings
+from wmlsearch.data.sealed_test import Opener, openings
 from wmlsearch.data.seen_patients import check_unseen
 from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
@@ -35,7 +35,7 @@ def evaluate_search(
     names = {role: search.model(role).record().model for role in models}
     fingerprint = Manifest.read(data).fingerprint
     own_data = fingerprint == search.record().data.fingerprint
-    by = {"run": search.name, "key": search.record().key, "path": str(search.path.resolve()), "models": names}
+    by = Opener(run=search.name, key=search.record().key, path=str(search.path.resolve()), models=names)
     scored, gallery = evaluate(
         {role: model.members for role, model in models.items()},
         data,
@@ -166,7 +166,7 @@ def evaluate_run(
         return evaluate_search(run, record.settings, data, progress), run.evaluation_file(fingerprint)
     model = load_run_model(run)
     say(_opening_note(run, data))
-    by = {"run": run.name, "key": record.key, "path": str(run.path.resolve())}
+    by = Opener(run=run.name, key=record.key, path=str(run.path.resolve()))
     scored, _ = evaluate({"model": [model]}, data, by, progress=progress)
     evaluation = scored.with_metrics(metrics_of(scored, "model"))
     run.set_evaluation(evaluation, fingerprint)
