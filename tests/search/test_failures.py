@@ -148,7 +148,7 @@ def test_time_between_sessions_does_not_count(tmp_path: Path) -> None:
 
 def test_a_search_ends_when_each_configuration_has_been_tried(prepared: Path, tmp_path: Path) -> None:
     outcome = tune(prepared, tmp_path, {**SMALL, "depth": {"choices": [2, 3]}}, epochs=1, trials=20)
-    search, reason = SearchDir(outcome.run.path), "each of the 2 configurations of the space has been tried"
+    search, reason = SearchDir(outcome.run.path), "all 2 configurations of the space have been tried"
     assert (str(outcome.early_end), search.state, search.status().reason) == (reason, "completed", reason)
     depths = [run.record().config.depth for run in search.trials()]
     assert (depths[0], sorted(depths[1:])) == (TrialConfig().depth, [2, 3])

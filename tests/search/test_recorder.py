@@ -63,6 +63,6 @@ def test_a_space_without_another_configuration_begins_no_more_and_lets_the_other
     recorder = recorder_of(search, settings)
     assert all(recorder.begin(number) is not None for number in range(3)), "the baseline and both"
     assert recorder.begin(3) is None
-    assert recorder.exhausted == "each of the 2 configurations of the space has been tried"
+    assert recorder.exhausted == "all 2 configurations of the space have been tried"
     assert not recorder.budget.stop_all()
     assert not search.trial(3).exists()

@@ -42,7 +42,7 @@ def test_each_configuration_is_tried_once(sampler: str, tmp_path: Path) -> None:
     }
     with pytest.raises(SpaceExhaustedError) as caught:
         study.ask(6)
-    assert str(caught.value) == "each of the 6 configurations of the space has been tried"
+    assert str(caught.value) == "all 6 configurations of the space have been tried"
 
 
 def test_configurations_that_train_the_same_are_one(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_configurations_that_train_the_same_are_one(tmp_path: Path) -> None:
     configs = [tried(study, number) for number in range(4)]
     assert len({identity(config.model_dump()) for config in configs}) == 4
     assert [config.schedule for config in configs].count("constant") == 1
-    with pytest.raises(SpaceExhaustedError, match="each of the 4 configurations"):
+    with pytest.raises(SpaceExhaustedError, match="all 4 configurations"):
         study.ask(4)
 
 

@@ -18,7 +18,6 @@ from wmlsearch.config import OBJECTIVES, RunSettings, TrialConfig
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.objectives import objective_values
 from wmlsearch.runs.schema import EXPERIENCE, UNFINISHED, EpochRow
-from wmlsearch.runs.wording import plural
 from wmlsearch.search.distributions import search_space, suggest_value
 from wmlsearch.search.samplers.forest import ForestSampler
 from wmlsearch.search.samplers.optuna_samplers import make_sampler
@@ -166,9 +165,9 @@ class Study:
             self._tried.add(baseline)
             return baseline
         if number and self._tried.is_complete and self.settings.scheduler != "pbt":
-            raise SpaceExhaustedError(
-                f"each of the {plural(self._tried.count or 0, 'configuration')} of the space has been tried"
-            )
+            count = self._tried.count or 0
+            configurations = f"all {count} configurations" if count > 1 else "the only configuration"
+            raise SpaceExhaustedError(f"{configurations} of the space {'have' if count > 1 else 'has'} been tried")
         sampler = self._given(baseline) if number == 0 else self._sampler(number)
         position = number - sum(child < number for child in self._children)  # among the trials that are no children
         if 1 <= position <= len(self._portfolio) and not self._was_tried(self._portfolio[position - 1]):
