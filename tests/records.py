@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from wmlsearch.config import RunSettings, TrialConfig
@@ -33,3 +36,14 @@ def _shared(values: Mapping[str, Any] | FolderRecord | None, changes: Mapping[st
 def epoch_row(values: Mapping[str, Any]) -> EpochRow:
     """Return a line of `metrics.jsonl` from its plain values; time and end may be left out."""
     return EpochRow.from_json({"time": 0.0, "ended": None, **values})
+
+
+def prepared_again(data: Path, folder: Path) -> Path:
+    """Copy a prepared data set as a newer version would prepare it: equal slices and fingerprint, another manifest."""
+    shutil.copytree(data, folder)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for volume in manifest["volumes"]:
+        volume["site"] = "a new site"
+    path.write_text(json.dumps(manifest))
+    return folder

@@ -10,11 +10,12 @@ from typing import Any
 import filelock
 import pytest
 import ray
+from records import prepared_again
 
 from wmlsearch.cluster import data_shipping
 from wmlsearch.cluster.data_shipping import Shipment, make_shipment, receive_shipment
 from wmlsearch.cluster.ray_patches import actor_id
-from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest
+from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest, manifest_sha256
 
 
 @pytest.fixture
@@ -41,6 +42,20 @@ def test_a_copy_is_made_once_with_or_without_locks(
     assert receive_shipment(shipment) == folder
     assert (folder / IMAGES).stat().st_ino == written
     assert not list(folder.parent.glob("*.part"))
+
+
+def test_data_that_were_prepared_again_are_received_anew(shipment: Shipment, prepared: Path, tmp_path: Path) -> None:
+    """They have the fingerprint of before. The copy of before stays: another search may use it."""
+    older = receive_shipment(shipment)
+    data = prepared_again(prepared, tmp_path / "again")
+    files: Any = {**shipment.files, MANIFEST: [(data / MANIFEST).read_bytes()]}
+    again = Shipment(prepared, shipment.fingerprint, files, manifest_sha256=manifest_sha256(data))
+    folder = receive_shipment(again)
+    assert folder not in (older, prepared)
+    assert {volume.site for volume in Manifest.read(folder).volumes} == {"a new site"}
+    assert receive_shipment(shipment) == older
+    assert (older / MANIFEST).read_bytes() == (prepared / MANIFEST).read_bytes()
+    assert receive_shipment(make_shipment(data, again.fingerprint, send=False)) == data
 
 
 def test_another_error_of_the_lock_is_told(shipment: Shipment, monkeypatch: pytest.MonkeyPatch) -> None:

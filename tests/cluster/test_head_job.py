@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from records import search_record
+from records import prepared_again, search_record
 
 from wmlsearch.cluster import head_job
-from wmlsearch.cluster.head_job import HeadRequest, tune
+from wmlsearch.cluster.head_job import HeadRequest, report, tune
 from wmlsearch.cluster.storage import Storage
 from wmlsearch.cluster.transfer import fingerprint_of, upload_data
+from wmlsearch.data.manifest import manifest_sha256
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 
@@ -60,3 +61,37 @@ def test_a_search_is_resumed_with_the_data_that_were_sent(started: list[str], pr
     tune(request, tmp_path)
     data = tmp_path / "head" / "data" / fingerprint
     assert started == ["tune", "--resume", "one", "--data", str(data), "--out", str(runs)]
+
+
+def test_data_that_were_prepared_again_are_received_anew(started: list[str], prepared: Path, tmp_path: Path) -> None:
+    """They have the fingerprint of before. The folder of before stays: another search may use it."""
+    fingerprint, again = fingerprint_of(prepared), prepared_again(prepared, tmp_path / "again")
+    older, checksum = tmp_path / "head" / "data" / fingerprint, manifest_sha256(again)
+    request = HeadRequest(verb="tune", name="one", space="quick", fingerprint=fingerprint, manifest_sha256=checksum)
+    shutil.copytree(prepared, older)
+    assert report(request.model_copy(update={"manifest_sha256": manifest_sha256(prepared)})).has_data
+    assert report(request.model_copy(update={"manifest_sha256": None})).has_data
+    assert not report(request).has_data
+    shutil.copytree(prepared, older.with_name(f"{fingerprint}.part"))
+    with pytest.raises(InputError, match="is another data set"):
+        tune(request, tmp_path)
+    shutil.rmtree(older.with_name(f"{fingerprint}.part"))
+    shutil.copytree(again, older.with_name(f"{fingerprint}.part"))
+    tune(request, tmp_path)
+    data = older.with_name(f"{fingerprint}-{checksum[:16]}")
+    assert started[:4] == ["tune", "quick", "--data", str(data)]
+    assert manifest_sha256(data) == checksum
+    assert manifest_sha256(older) == manifest_sha256(prepared)
+    assert report(request).has_data
+
+
+def test_a_new_head_gets_the_data_of_a_search_in_the_folder_that_it_names(
+    started: list[str], prepared: Path, tmp_path: Path
+) -> None:
+    storage, fingerprint = str(tmp_path / "storage"), fingerprint_of(prepared)
+    data = tmp_path / "head" / "data" / f"{fingerprint}-{manifest_sha256(prepared)[:16]}"
+    upload_data(storage, prepared, fingerprint)
+    SearchDir.create(tmp_path / "head" / "runs" / "one", search_record(name="one", data_path=str(data)))
+    tune(HeadRequest(verb="resume", name="one", storage=storage), tmp_path)
+    assert started[:3] == ["tune", "--resume", "one"]
+    assert manifest_sha256(data) == manifest_sha256(prepared)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 import pytest
+from records import prepared_again
 
 from wmlsearch.cluster.transfer import FILES, fetch_data, fingerprint_of, is_fetched, upload_data
-from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.manifest import MANIFEST, Manifest
 from wmlsearch.errors import InputError
 
 
@@ -52,6 +53,18 @@ def test_an_upload_that_broke_off_is_made_again(prepared: Path, tmp_path: Path) 
     (place / "masks.npy").write_bytes(b"torn")
     assert upload_data(str(tmp_path), prepared, place.name)
     assert (place / "masks.npy").read_bytes() == (prepared / "masks.npy").read_bytes()
+
+
+def test_data_that_were_prepared_again_replace_the_copy(storage: str, prepared: Path, tmp_path: Path) -> None:
+    """They have the fingerprint of before, and more in their manifest."""
+    fingerprint, again = fingerprint_of(prepared), prepared_again(prepared, tmp_path / "again")
+    storage = storage.replace("/wml?", "/again?")  # the tests of a process share the object store
+    assert upload_data(storage, prepared, fingerprint)
+    assert fingerprint_of(again) == fingerprint
+    assert upload_data(storage, again, fingerprint)
+    assert not upload_data(storage, again, fingerprint)
+    fetch_data(storage, fingerprint, tmp_path / "fetched")
+    assert (tmp_path / "fetched" / MANIFEST).read_bytes() == (again / MANIFEST).read_bytes()
 
 
 def test_a_storage_that_this_machine_does_not_have(prepared: Path, tmp_path: Path) -> None:

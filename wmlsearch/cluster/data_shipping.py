@@ -15,7 +15,7 @@ import ray
 from filelock import FileLock
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest
+from wmlsearch.data.manifest import IMAGES, MANIFEST, MASKS, Manifest, manifest_sha256
 from wmlsearch.errors import InputError
 from wmlsearch.runs.file_systems import NO_LOCKS
 
@@ -29,15 +29,30 @@ class Shipment:
 
     Args:
         path: The folder of the data on the driver's machine; absolute.
-        fingerprint: The checksum of the data set, from its manifest.
+        fingerprint: The checksum of the slices and their split, from the manifest.
         files: The contents of each file as parts in Ray's object store, in order. Empty where workers read `path`.
         owner: The actor that has put them there; they live as long as it.
+        manifest_sha256: The checksum of the manifest. "": not known, so the fingerprint tells what is the same data.
     """
 
     path: Path
     fingerprint: str
     files: Mapping[str, Sequence[ray.ObjectRef[bytes]]] = field(default_factory=dict)
     owner: Any = None
+    manifest_sha256: str = ""
+
+    @property
+    def checksum(self) -> str:
+        """What tells this data set from others: the checksum of its manifest, or else its fingerprint."""
+        return self.manifest_sha256 or self.fingerprint
+
+    def is_in(self, folder: Path) -> bool:
+        """Return whether `folder` holds the same data set."""
+        try:
+            is_same = Manifest.read(folder).fingerprint == self.fingerprint
+        except InputError:
+            return False
+        return is_same and self.manifest_sha256 in ("", manifest_sha256(folder))
 
 
 class _Owner:
@@ -63,11 +78,11 @@ def make_shipment(data: Path, fingerprint: str, send: bool) -> Shipment:
     """
     path = data.resolve()
     if not send:
-        return Shipment(path, fingerprint)
+        return Shipment(path, fingerprint, manifest_sha256=manifest_sha256(path))
     same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(num_cpus=0)(_Owner)
     owner = actor.options(scheduling_strategy=same_node).remote()
-    return Shipment(path, fingerprint, ray.get(owner.put.remote(path)), owner)
+    return Shipment(path, fingerprint, ray.get(owner.put.remote(path)), owner, manifest_sha256(path))
 
 
 def receive_shipment(shipment: Shipment) -> Path:
@@ -76,13 +91,13 @@ def receive_shipment(shipment: Shipment) -> Path:
     It is the driver's own folder where this machine has the same data under the same path, else a copy in the cache
     (WMLSEARCH_CACHE), which the first worker of a machine makes.
     """
-    if _holds(shipment.path, shipment.fingerprint) or not shipment.files:
+    if shipment.is_in(shipment.path) or not shipment.files:
         return shipment.path
     cache = Path(os.environ.get("WMLSEARCH_CACHE", CACHE)).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / shipment.fingerprint[:32]
+    folder = cache / shipment.checksum[:32]
     with _locked(cache / f"{folder.name}.lock") as locked:  # the workers of a machine start together: one fetches
-        if not _holds(folder, shipment.fingerprint):
+        if not shipment.is_in(folder):
             _write_copy(shipment, folder, locked)
     return folder
 
@@ -120,16 +135,8 @@ def _write_copy(shipment: Shipment, folder: Path, locked: bool) -> None:
             for part in parts:
                 file.write(ray.get(part))
     Manifest.read(partial).verify(partial)
-    if _holds(folder, shipment.fingerprint):  # another worker was faster
+    if shipment.is_in(folder):  # another worker was faster
         shutil.rmtree(partial)
         return
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-
-
-def _holds(folder: Path, fingerprint: str) -> bool:
-    """Whether `folder` is a prepared data set with this fingerprint."""
-    try:
-        return Manifest.read(folder).fingerprint == fingerprint
-    except InputError:
-        return False

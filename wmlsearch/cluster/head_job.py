@@ -2,7 +2,7 @@
 
 Ray brings the package and the request (`request.json`, in the job's working folder). The search belongs to the cluster:
 it goes on whether or not anyone follows it.
-    ~/wmlsearch-head/ data/FINGERPRINT/   prepared data sets, each sent once
+    ~/wmlsearch-head/ data/FINGERPRINT/   prepared data sets, each sent once; prepared again: FINGERPRINT-CHECKSUM/
                       runs/NAME/          the folders of the searches (their --out is runs/)
                       results/NAME/       what is fetched of a search that has ended
                       mlflow/             the MLflow server's database and log
@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 from wmlsearch.cluster.run_copies import GROWING, fetch_search
 from wmlsearch.cluster.transfer import fetch_data, is_fetched
-from wmlsearch.data.manifest import Manifest
+from wmlsearch.data.manifest import Manifest, manifest_sha256
 from wmlsearch.errors import InputError
 from wmlsearch.runs.files import StorageError
 from wmlsearch.runs.folders import SearchDir, creation_time
@@ -51,6 +51,7 @@ class HeadRequest(BaseModel):
         argv: Options of `wmlsearch tune`, without --data, --name and --out.
         space: The name of a built-in search space, or of a file in the job's working folder.
         fingerprint: Fingerprint of the prepared data set.
+        manifest_sha256: Checksum of its manifest. None: any data set with the fingerprint will do.
         storage: Storage of the data set and the run folder, if the head does not have them. None: WMLSEARCH_STORAGE of
             the head.
         columns: Width of the terminal.
@@ -63,6 +64,7 @@ class HeadRequest(BaseModel):
     argv: list[str] = []
     space: str | None = None
     fingerprint: str | None = None
+    manifest_sha256: str | None = None
     storage: str | None = None
     columns: int = COLUMNS
 
@@ -146,7 +148,7 @@ def report(request: HeadRequest) -> HeadReport:
     answer = HeadReport(name=request.name or "", names=[search.name for search in searches])
     answer.has_storage = bool(os.environ.get("WMLSEARCH_STORAGE"))
     if request.fingerprint is not None:
-        answer.has_data = (HOME / "data" / request.fingerprint).is_dir()
+        answer.has_data = _data_folder(request.fingerprint, request.manifest_sha256).is_dir()
     if request.name is None:
         answer.name = _latest(request, searches)
     if answer.name in answer.names:
@@ -181,28 +183,56 @@ def _run_wmlsearch(argv: Sequence[str | Path], columns: int) -> None:
     runpy.run_module("wmlsearch", run_name="__main__", alter_sys=True)
 
 
+def _data_folder(fingerprint: str, checksum: str | None) -> Path:
+    """Return where the head has a prepared data set, or will have it.
+
+    Data that were prepared again can have the fingerprint of before and another manifest. They get a folder of their
+    own: a search may use the one of before.
+
+    Args:
+        fingerprint: Of the data set.
+        checksum: Of its manifest. None: any will do.
+    """
+    folder = HOME / "data" / fingerprint
+    if checksum is None:
+        return folder
+    prepared_again = folder.with_name(f"{fingerprint}-{checksum[:16]}")
+    if prepared_again.is_dir() or (folder.is_dir() and manifest_sha256(folder) != checksum):
+        return prepared_again
+    return folder
+
+
 def _prepared_data(request: HeadRequest) -> Path:
-    """Return the folder of the prepared data set, which was sent or is in the storage. Raises InputError, StorageError.
+    """Return the folder of the prepared data set, which was sent or is in the storage.
+
+    Raises InputError, StorageError.
+    """
+    fingerprint = str(request.fingerprint)
+    data = _data_folder(fingerprint, request.manifest_sha256)
+    _receive_data(data, fingerprint, request.manifest_sha256, request.storage)
+    return data
+
+
+def _receive_data(data: Path, fingerprint: str, checksum: str | None, storage: str | None) -> None:
+    """Make the folder `data`, unless it exists, of what was sent or is in the storage. Raises InputError, StorageError.
 
     One job at a time does so: several searches may begin at once.
     """
-    data = HOME / "data" / str(request.fingerprint)
-    with open(data.with_name(f"{data.name}.lock"), "w") as lock:
+    with open(data.with_name(f"{fingerprint}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if data.is_dir():
-            return data
-        received = data.with_name(f"{data.name}.part")
-        if request.storage is not None and not received.is_dir():
-            received = data.with_name(f"{data.name}.fetched")  # made anew, where an earlier job died before the end
-            fetch_data(request.storage, data.name, received)
+            return
+        received = data.with_name(f"{fingerprint}.part")
+        if storage is not None and not received.is_dir():
+            received = data.with_name(f"{fingerprint}.fetched")  # made anew, where an earlier job died before the end
+            fetch_data(storage, fingerprint, received)
         if not received.is_dir():
-            raise InputError(f"the head has no prepared data set {data.name[:12]}; give --data")
+            raise InputError(f"the head has no prepared data set {fingerprint[:12]}; give --data")
         manifest = Manifest.read(received)
         manifest.verify(received)
-        if manifest.fingerprint != request.fingerprint:
+        if manifest.fingerprint != fingerprint or checksum not in (None, manifest_sha256(received)):
             raise InputError(f"{received}: is another data set ({manifest.fingerprint})")
         os.replace(received, data)
-        return data
 
 
 def _restore(request: HeadRequest, search: SearchDir) -> None:
@@ -217,8 +247,8 @@ def _restore(request: HeadRequest, search: SearchDir) -> None:
             "the search if it has one, or start it anew"
         )
     data = Path(search.record().data_path)
-    if data.parent == HOME / "data" and not data.is_dir():
-        _prepared_data(request.model_copy(update={"fingerprint": data.name}))
+    if request.fingerprint is None and data.parent == HOME / "data" and not data.is_dir():
+        _receive_data(data, data.name.partition("-")[0], None, request.storage)
 
 
 def _show(search: SearchDir, columns: int) -> None:

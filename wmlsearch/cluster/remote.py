@@ -23,6 +23,7 @@ from wmlsearch.cluster.jobs import SearchJob, ask, follow, job_of, lines_of, sea
 from wmlsearch.cluster.ray_up import ClusterFile, RayCommand, UnreachableError
 from wmlsearch.cluster.run_copies import fetch_search, searches
 from wmlsearch.cluster.transfer import fingerprint_of, is_fetched, upload_data
+from wmlsearch.data.manifest import manifest_sha256
 from wmlsearch.data.sealed_test import Opener, record_opening
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir, check_new
@@ -55,11 +56,12 @@ def tune(
         storage: Storage of the search, if it was given on the command line.
     """
     check_new(out / name)
-    fingerprint = fingerprint_of(data)
+    fingerprint, checksum = fingerprint_of(data), manifest_sha256(data)
     with Dashboard(cluster) as dashboard:
         storage = storage_of(dashboard, storage)
         job = job_of(search_jobs(dashboard), name)
-        report = ask(dashboard, HeadRequest(verb="find", name=name, fingerprint=fingerprint), say)
+        find = HeadRequest(verb="find", name=name, fingerprint=fingerprint, manifest_sha256=checksum)
+        report = ask(dashboard, find, say)
         if report.search is not None or (job is not None and job.running):
             raise InputError(
                 f"{name}: the cluster already has a search of this name (state: {_state(job, report)}); see it with "
@@ -75,6 +77,7 @@ def tune(
             argv=[*argv, *([] if storage is None else ["--storage", storage])],
             space=space if file is None else file.name,
             fingerprint=fingerprint,
+            manifest_sha256=checksum,
             storage=storage,
         )
         return _follow_and_fetch(dashboard, request, file, out, say)
@@ -99,11 +102,12 @@ def resume(
         storage: Storage given on the command line. None: the storage that the search's job names.
         default_storage: Storage to use if neither is known.
     """
-    fingerprint = None if data is None else fingerprint_of(data)
+    fingerprint, checksum = (None, None) if data is None else (fingerprint_of(data), manifest_sha256(data))
     with Dashboard(cluster) as dashboard:
         job = job_of(search_jobs(dashboard), name)
         storage = storage_of(dashboard, _storage_of_search(storage, job, default_storage))
-        report = ask(dashboard, HeadRequest(verb="find", name=name, fingerprint=fingerprint), say)
+        find = HeadRequest(verb="find", name=name, fingerprint=fingerprint, manifest_sha256=checksum)
+        report = ask(dashboard, find, say)
         if report.running or (job is not None and job.running):
             raise InputError(f"{name}: already runs; see it with `{_command('status', name, dashboard)}`")
         if report.search is None and storage is None and not report.has_storage:
@@ -115,7 +119,9 @@ def resume(
         if data is not None and fingerprint is not None:
             _send_data(dashboard, data, fingerprint, storage, report, say)
         argv = [*argv, *([] if storage is None else ["--storage", storage])]
-        request = HeadRequest(verb="resume", name=name, argv=argv, fingerprint=fingerprint, storage=storage)
+        request = HeadRequest(
+            verb="resume", name=name, argv=argv, fingerprint=fingerprint, manifest_sha256=checksum, storage=storage
+        )
         return _follow_and_fetch(dashboard, request, None, out, say)
 
 

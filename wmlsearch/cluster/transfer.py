@@ -41,14 +41,18 @@ def fingerprint_of(data: Path) -> str:
 def upload_data(storage: str, data: Path, fingerprint: str) -> bool:
     """Copy a prepared data set into the storage, and return whether it was not there yet.
 
+    A copy with another manifest is replaced: data that were prepared again can have the fingerprint of before.
+
     Raises InputError if the storage cannot be used from this machine.
     """
     place = Storage(storage).below(DATA_FOLDER, fingerprint)
+    manifest = (data / MANIFEST).read_bytes()
 
     def upload() -> bool:
-        if place.read(FILES) is not None:
+        if place.read(FILES) is not None and place.read(MANIFEST) == manifest:
             return False
         Storage(storage).make()
+        place.delete(FILES)
         names = [path.relative_to(data).as_posix() for path in sorted(data.rglob("*")) if path.is_file()]
         for name in names:
             folder, _, file = name.rpartition("/")

@@ -24,7 +24,7 @@ from wmlsearch.search.machine_health import MachineError, as_machine_error, chec
 from wmlsearch.search.memory_admission import limit_to_share, predict_peak_memory
 from wmlsearch.search.messages import TrialAssignment, TrialResult, WorkerJob
 
-_open_data: dict[tuple[str, str], PreparedData] = {}  # of this process, by fingerprint and device
+_open_data: dict[tuple[str, str], PreparedData] = {}  # of this process, by the shipment's checksum and device
 _STATES_OF_ERRORS: tuple[tuple[type[Exception], str], ...] = (
     (StorageError, "interrupted"),
     (Diverged, "diverged"),
@@ -253,7 +253,7 @@ def open_data(shipment: Shipment, fold: int = 0) -> PreparedData:
         fold: The patients of this fold are for validation, modulo the number of folds.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    key = (shipment.fingerprint, device)
+    key = (shipment.checksum, device)
     if key not in _open_data:
         _open_data[key] = PreparedData.open(receive_shipment(shipment), device)
     return _open_data[key].with_fold(fold)
