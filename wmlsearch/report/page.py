@@ -189,7 +189,7 @@ def _environment() -> Environment:
     environment.filters.update(
         score=_score,
         signed=lambda value: _score(value, "+.4f"),
-        bound=lambda value: rounded_beside(value, 0, "+.4f").replace("-", MINUS),
+        bound=lambda value: DASH if value is None else rounded_beside(value, 0, "+.4f").replace("-", MINUS),
         p=_p,
         duration=lambda seconds: DASH if seconds is None else duration(seconds),
         metric_name=lambda metric: METRIC_NAMES.get(metric, metric.replace("_", " ")),
