@@ -176,7 +176,7 @@ def test_other_settings_are_refused_all_at_once(search: SearchDir, calls: list[A
     Path("other.yaml").write_text("learning_rate: {low: 1e-5, high: 1e-1, log: true}\n")
     done = tune("other.yaml", "--name", "s", "--epochs", "8", "--seed", "3", "--workers-per-trial", "2")
     assert done.exit_code == 2
-    assert "runs/s: cannot go on with other settings (give another --name for a new search)" in done.output
+    assert "runs/s: cannot be continued with other settings (give another --name for a new search)" in done.output
     assert "--epochs was 7 when it began, but is 8 now" in done.output
     assert "--workers-per-trial was 1 when it began, but is 2 now" in done.output
     assert "other.yaml has other ranges than the search space that it began with" in done.output

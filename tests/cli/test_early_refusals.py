@@ -62,5 +62,5 @@ def test_ctrl_c_before_the_folder_is_made_says_that_nothing_was_begun(
     monkeypatch.setattr("wmlsearch.workflows.tune.tune", interrupted)
     result = CliRunner().invoke(main, ["tune", "quick", "--data", str(prepared), "--epochs", "2", "--name", "s"])
     assert result.exit_code == 130
-    assert result.stdout.endswith("nothing was begun: runs/s is not made yet, so there is nothing to resume\n")
+    assert result.stdout.endswith("nothing was started: runs/s does not exist yet, so there is nothing to resume\n")
     assert "stopped by Ctrl-C" in result.stderr

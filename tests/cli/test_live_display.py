@@ -98,9 +98,9 @@ def test_a_search_that_is_still_ending_says_so(search: SearchDir) -> None:
     with search.locked():
         assert (
             shown(search, 200)[-1]
-            == f"its process still ends the trials or writes the report; then go on with {resume}"
+            == f"its process still ends the trials or writes the report; then continue with {resume}"
         )
-    assert shown(search, 200)[-1] == f"3 of 3 trials; go on with {resume}"
+    assert shown(search, 200)[-1] == f"3 of 3 trials; continue with {resume}"
 
 
 def test_a_narrow_one_has_one_for_all(search: SearchDir) -> None:

@@ -75,7 +75,9 @@ def test_status_of_a_killed_search_says_how_to_go_on(out: Path, tmp_path: Path) 
     search_in(out)
     result = CliRunner().invoke(main, ["status", "s", "--out", str(out)])
     assert re.search(
-        r"^its process has been gone since \d\d:\d\d, 0 of \d+ trials; go on with wmlsearch tune", result.stdout, re.M
+        r"^its process has been gone since \d\d:\d\d, 0 of \d+ trials; continue with wmlsearch tune",
+        result.stdout,
+        re.M,
     )
     (text,) = commands_in(result.stdout)
     assert SearchDir(Path(parsed(text, tmp_path)["out"]) / str(parsed(text, tmp_path)["resume"])).exists()

@@ -82,8 +82,8 @@ def test_status_shows_both_lines(search: SearchDir) -> None:
     search.set_ledger(MlflowLedger(uri=LOCKED))
     search.change_settings(RunSettings(), None, "auto")
     told = CliRunner().invoke(main, ["status", "s"]).stdout.splitlines()
-    line = next(number for number, text in enumerate(told) if "go on with" in text)
-    assert told[line].endswith("go on with wmlsearch tune --resume s --ray-address auto")
+    line = next(number for number, text in enumerate(told) if "continue with" in text)
+    assert told[line].endswith("continue with wmlsearch tune --resume s --ray-address auto")
     assert told[line + 1] == NOTE
     summary = json.loads(CliRunner().invoke(main, ["status", "s", "--json"]).stdout)
     assert summary["resume"] == "wmlsearch tune --resume s --ray-address auto"

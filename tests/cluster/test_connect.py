@@ -144,7 +144,7 @@ def test_missing_token_error_names_the_next_step(held: Held, prepared: Path, tmp
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr == (
-        f"wmlsearch: {held.address}: the cluster requires a token, and this machine has none or another; copy "
+        f"wmlsearch: {held.address}: the cluster requires a token, and this machine has none or a different one; copy "
         "~/.ray/auth_token from the head, or set RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token\n"
     )
     assert not (tmp_path / "r").exists()

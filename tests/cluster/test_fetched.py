@@ -71,8 +71,9 @@ def test_a_search_that_goes_on_on_the_head_is_fetched_again(head: SearchDir, her
 def test_a_search_that_went_on_here_is_not_replaced(head: SearchDir, here: SearchDir) -> None:
     train(here, epoch=2)
     text = (
-        f"{here.path}: the search was trained or evaluated here since it was fetched, and nothing is overwritten; go "
-        f"on here (`wmlsearch tune --resume s --out {here.path.parent}`), or give another --out for what the head has"
+        f"{here.path}: the search was trained or evaluated here since it was fetched, and nothing is overwritten; "
+        f"resume it here (`wmlsearch tune --resume s --out {here.path.parent}`), or give another --out for what the "
+        "head has"
     )
     assert refusal(head, here) == text
     train(head, epoch=2)
@@ -97,8 +98,9 @@ def test_folders_of_older_versions(head: SearchDir, here: SearchDir) -> None:
     note.unlink()
     train(here, epoch=2)
     assert refusal(head, here) == (
-        f"{here.path}: has more of the search (20 s of trainings) than the head (10 s), and nothing is overwritten; go "
-        f"on here (`wmlsearch tune --resume s --out {here.path.parent}`), or give another --out for what the head has"
+        f"{here.path}: has more of the search (20 s of trainings) than the head (10 s), and nothing is overwritten; "
+        f"resume it here (`wmlsearch tune --resume s --out {here.path.parent}`), or give another --out for what the "
+        "head has"
     )
     for epoch in (2, 3):
         train(head, epoch)
@@ -152,7 +154,8 @@ def test_an_interrupted_move_is_repeated(head: SearchDir, here: SearchDir, monke
 def test_another_search_of_the_name(head: SearchDir, tmp_path: Path) -> None:
     other = SearchDir.create(tmp_path / "runs" / "s", search_record(name="s"))
     assert refusal(head, other) == (
-        f"{other.path}: holds another search than that of the head, and nothing is overwritten; give another --out"
+        f"{other.path}: contains a search that differs from the one of the head, and nothing is overwritten; "
+        "give another --out"
     )
 
 

@@ -71,7 +71,7 @@ def test_a_second_head_is_refused_while_the_first_one_renews(storage: str, elsew
         with pytest.raises(InputError, match=rf"^{'s3:' if 's3' in storage else '/'}.*: {elsewhere} runs s and renews"):
             Lease.take(storage, "s", messages.append)
         assert [text.partition("; ")[2] for text in messages] == [
-            "watching its lease for up to 1 s, after which the search goes on here"
+            "watching its lease for up to 1 s, after which the search continues here"
         ]
     with leased(storage, "s", messages.append):  # it was given back, so nobody waits
         assert len(messages) == 1
@@ -191,8 +191,8 @@ def test_a_storage_that_is_away_is_said_and_waited_for(
         copier.when_copied(lambda: said.append("copied"))
         assert copier.close() == ""
     assert said == [
-        f"warning: {tmp_path}/storage does not take the copy of the run folder (No such file or directory); the search "
-        "goes on, and what is missing is sent when it answers",
+        f"warning: {tmp_path}/storage does not accept the copy of the run folder (No such file or directory); the "
+        "search continues, and the missing files are sent when it answers",
         f"{tmp_path}/storage takes the copy of the run folder again",
         "copied",
     ]

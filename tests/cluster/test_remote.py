@@ -345,9 +345,9 @@ def test_missing_dependencies_are_named(head: Head, prepared: Path, monkeypatch:
     with pytest.raises(InputError) as error:
         remote.tune(str(head.file), [], prepared, "quick", "none", head.out, None, print)
     assert (
-        "the cluster lacks what wmlsearch depends on: numpy>=999 (it has "  # and its version
+        "the cluster lacks what wmlsearch depends on: numpy>=999 (installed: "  # and its version
     ) in str(error.value)
-    assert "no-such-package>=1 (it has none); install that on all of its machines" in str(error.value)
+    assert "no-such-package>=1 (not installed); install that on all of its machines" in str(error.value)
 
 
 def test_damaged_data_are_refused(head: Head, prepared: Path, tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_what_is_no_cluster_is_refused(tmp_path: Path) -> None:
     assert texts[str(broken)].startswith(f"{broken}: cannot be read as a cluster file (while parsing a flow node")
     assert texts[str(other)] == f"{other}: not a cluster file of Ray: `cluster_name` or `provider` is missing"
     assert texts["ray://head:10001"] == (
-        "--cluster ray://head:10001: ray:// is no address of a dashboard; give a cluster file of `ray up`, or the "
+        "--cluster ray://head:10001: ray:// is not a dashboard address; give a cluster file of `ray up`, or the "
         "dashboard's address, such as http://HOST:8265"
     )
     assert texts["127.0.0.1:1"].startswith("127.0.0.1:1: no dashboard answers there (")

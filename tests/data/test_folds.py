@@ -35,7 +35,7 @@ def test_prepare_deals_by_lesion_load(tmp_path: Path) -> None:
     assert manifest.certificate.patients["train"] == manifest.folds[1]
     assert manifest.fold_loads() == pytest.approx([0.42, 0.42]), "by hand: (0.6 + 0.24) / 2"
     assert (
-        "train and val are 2 folds of 2 patients each, of which the first is val; their mean lesion loads are 0.42, "
+        "train and val are 2 folds of 2 patients each; val is the first fold; their mean lesion loads are 0.42, "
         "0.42 ml" in printed(out, manifest)
     )
     assert "30 slices compared: no duplicates across splits and folds" in printed(out, manifest)
@@ -76,7 +76,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*words, "--val-patients", "b", "--folds", "2"], prog_name="wmlsearch")
     assert result.exit_code == 0, result.output
     assert Manifest.read(tmp_path / "out").folds == (("b",), ("a", "c"))
-    assert "train and val are 2 folds of 1, 2 patients, of which the first is val" in result.output
+    assert "train and val are 2 folds of 1, 2 patients; val is the first fold" in result.output
 
 
 def test_three_patients_make_two_folds_of_one(tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_slices_without_a_value_through_the_head_are_refused(axis: int, tmp_path
     np.moveaxis(image, axis, 0)[5:7] = np.nan
     _, faults = examine(source(tmp_path, image, np.zeros(SHAPE, np.uint8)), 2)
     assert faults == [
-        "image.nii.gz: NaN or infinite voxels go through the head: of the slices 5 to 6 along axis "
-        f"{axis} some have none of it, or little, and those on both sides have more; make the image again without "
+        "image.nii.gz: NaN or infinite voxels go through the head: some of the slices 5 to 6 along axis "
+        f"{axis} show little or none of it, and those on both sides show more; make the image again without "
         "them, or give --nan-background if they are background"
     ]
 
@@ -245,7 +245,7 @@ def test_all_that_reads_the_volumes_again_knows_of_the_option(tmp_path: Path) ->
     assert "give --nan-background if they are background" in raised.value.faults[0]
     manifest = prepare(table, tmp_path / "out", PrepareOptions(size=24, plane="axial", jobs=1, nan_background=True))
     assert all(volume.nan_background for volume in manifest.volumes)
-    assert any("NaN or infinite are taken for background, as was asked for" in line for line in manifest.warnings)
+    assert any("NaN or infinite are treated as background, as requested" in line for line in manifest.warnings)
     sealed = open_sealed_test(tmp_path / "out", Opener())
     (volume, *_) = sealed.volumes()
     assert volume.nan_background

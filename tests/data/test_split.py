@@ -87,7 +87,7 @@ def test_too_few() -> None:
         assign(["01", "02", "03"], 0, {"test": ["01", "02", "03"]})
     assert str(error.value) == (
         "too few patients for a split: train and validation need at least 1 each, 2 together, "
-        "but got 3 (01, 02, 03), of which 0 are in none of the lists; add patients"
+        "but got 3 (01, 02, 03), 0 of them in none of the lists; add patients"
     )
 
 
@@ -165,8 +165,8 @@ def test_too_few_for_one_open_split() -> None:
     with pytest.raises(InputError) as error:
         assign(["01", "02"], 0, {"train": ["01"], "val": ["02"]})
     assert str(error.value) == (
-        "too few patients for a split: test needs at least 1 each, 1 together, but got 2 (01, 02), of which 0 are in "
-        "none of the lists; add patients"
+        "too few patients for a split: test needs at least 1 each, 1 together, but got 2 (01, 02), 0 of them in none "
+        "of the lists; add patients"
     )
 
 

@@ -150,7 +150,7 @@ def test_a_store_that_is_away_stops_nothing(fault: Exception, reason: str, loade
     files = Files()
     files.fault = fault
     cache = CompileCache(files, MADE_FOR)
-    assert warned(cache.load) == [f"kept compiled networks cannot be read, so they are compiled anew: {reason}"]
+    assert warned(cache.load) == [f"stored compiled networks cannot be read, so networks are compiled again: {reason}"]
     assert warned(lambda: cache.save(5, compiled_anew=True)) == [
         f"a compiled network is not kept for later trainings: {reason}"
     ]

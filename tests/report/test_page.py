@@ -522,9 +522,7 @@ def test_a_search_that_runs_has_no_verdict_yet(make: Make) -> None:
     text = text_of(write_report(search))
     assert "segmentation on prepared : gone Verdict" in text
     assert "The search was not finished when this page was written, and its process was gone." in text
-    assert (
-        "No verdict The search has not come to its end: its process is gone. `wmlsearch tune --resume` goes on with it."
-    ) in text
+    assert ("No verdict The search has not finished: its process died. `wmlsearch tune --resume` continues it.") in text
     assert "running when" not in text
     search.set_status("interrupted", "stopped by Ctrl-C")
     assert "interrupted (stopped by Ctrl-C)" in text_of(write_report(search))

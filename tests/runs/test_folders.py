@@ -308,7 +308,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is a run of this name already"):
         SearchDir.create(run.path, search_record())
     search = SearchDir.create(tmp_path / "s", search_record())
-    assert f"go on with it (`wmlsearch tune --resume s --out {tmp_path}`), choose" in refusal(
+    assert f"continue it (`wmlsearch tune --resume s --out {tmp_path}`), choose" in refusal(
         lambda: check_new(search.path)
     )
     search.set_status("completed")

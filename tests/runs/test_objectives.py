@@ -142,7 +142,7 @@ def test_objective_warnings() -> None:
         noise,
         "val_dice and val_iou: both rank trials in the same order; one of them is enough",
         "images_per_s and epoch_s: both measure how fast a network trains; one of them is enough",
-        "4 objectives: most trials are then on the Pareto front, so it selects little",
+        "4 objectives: with so many, most trials are on the Pareto front, which then selects little",
         "--target-dice: the search ends by val_dice, whatever values the other objectives have",
     ]
     other = objective_warnings(RunSettings(objectives=["val_iou", "epoch_s"], target_dice=0.8), False)[-1]

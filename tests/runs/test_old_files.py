@@ -146,7 +146,7 @@ def test_status_and_report(old: Path) -> None:
     assert "trial-0003" in output
     status = run("status", "killed")
     assert re.search(r"killed: its process has been gone since .*, 6 of 60 trials on prepared", status)
-    assert "go on with wmlsearch tune --resume killed" in status
+    assert "continue with wmlsearch tune --resume killed" in status
     run("report", "finished")
     page = (old / "runs" / "finished" / "report" / "index.html").read_text()
     assert KEY not in page

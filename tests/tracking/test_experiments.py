@@ -183,7 +183,7 @@ def test_a_deleted_experiment_of_that_name(out: Path) -> None:
     identity = client.create_experiment("gone")
     client.delete_experiment(identity)
     message = (
-        f"{uri}: the experiment 'gone' was deleted there, so it takes no runs; restore it (`MLFLOW_TRACKING_URI={uri} "
+        f"{uri}: the experiment 'gone' was deleted there and accepts no runs; restore it (`MLFLOW_TRACKING_URI={uri} "
         f"mlflow experiments restore -x {identity}`), or copy the runs into another one (`wmlsearch sync s --out {out} "
         f"--experiment NAME --mlflow-uri {uri}`)"
     )

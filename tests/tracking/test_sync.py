@@ -282,7 +282,7 @@ def test_deleted_experiment_stays_deleted(search: SearchDir) -> None:
     once = content(uri)
     client.delete_experiment("1")
     message = (
-        f"{uri}: the experiment 'wmlsearch' was deleted there, so it takes no runs; restore it (`MLFLOW_TRACKING_URI="
+        f"{uri}: the experiment 'wmlsearch' was deleted there and accepts no runs; restore it (`MLFLOW_TRACKING_URI="
         f"{uri} mlflow experiments restore -x 1`), or copy the runs into another one (`wmlsearch sync s --out "
         f"{search.path.parent} --experiment NAME --mlflow-uri {uri}`)"
     )
@@ -522,7 +522,7 @@ def test_unresponsive_store_blocks_nothing(search: SearchDir, monkeypatch: pytes
             raise KeyboardInterrupt
 
         monkeypatch.setattr(mirror._thread, "join", interrupted)
-        assert mirror.close() == f"{uri} has not taken everything before Ctrl-C"
+        assert mirror.close() == f"{uri} did not receive everything before Ctrl-C"
     assert process.poll() is not None
 
 

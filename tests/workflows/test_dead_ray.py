@@ -127,7 +127,7 @@ def test_a_ray_that_dies_before_the_trials(
     monkeypatch.setattr("wmlsearch.api.searches._tune", tune)
     with pytest.raises(ConnectionError) as raised:
         wmlsearch.tune("quick", data=prepared, name="s", out=tmp_path, epochs=2)
-    hint = f"wmlsearch.resume('{tmp_path}/s') goes on" if begun else "nothing was begun, so try again"
+    hint = f"wmlsearch.resume('{tmp_path}/s') continues it" if begun else "no search was started, so try again"
     assert str(raised.value) == f"{WHY}; {hint}"
 
 

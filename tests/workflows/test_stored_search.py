@@ -173,8 +173,8 @@ def test_a_different_search_of_the_name_is_refused(search: SearchDir, tmp_path: 
     with pytest.raises(InputError) as error:
         Placement(storage=str(tmp_path / "storage")).check_storage_unused(SearchDir(tmp_path / "new" / "s"))
     assert str(error.value) == (
-        f"--storage: {tmp_path}/storage has a search s already (state: running), and nothing is overwritten; go on "
-        f"with it (`wmlsearch tune --resume s --out {tmp_path}/new --storage {tmp_path}/storage`), choose another "
+        f"--storage: {tmp_path}/storage has a search s already (state: running), and nothing is overwritten; "
+        f"continue it (`wmlsearch tune --resume s --out {tmp_path}/new --storage {tmp_path}/storage`), choose another "
         f"--name, or delete {tmp_path}/storage/s/run-folder"
     )
 

@@ -325,12 +325,16 @@ def _ended(search: SearchDir, run: Callable[[], Outcome], say: Say) -> Search:
             early_end = end_of(interrupt)
             if early_end.cause is not EndCause.RAY_DIED:
                 raise
-            hint = f"wmlsearch.resume({str(path)!r}) goes on" if search.exists() else "nothing was begun, so try again"
+            hint = (
+                f"wmlsearch.resume({str(path)!r}) continues it"
+                if search.exists()
+                else "no search was started, so try again"
+            )
             raise ConnectionError(f"{early_end}; {hint}") from None
     if outcome.mlflow_problem:
         say(missing_results_warning(search, outcome.mlflow_problem))
     if outcome.lost_ray:
         raise ConnectionError(
-            f"{outcome.early_end}; what was reported is kept: wmlsearch.resume({str(path)!r}) goes on"
+            f"{outcome.early_end}; all reported epochs are kept: wmlsearch.resume({str(path)!r}) continues the search"
         )
     return Search(path)

@@ -46,7 +46,7 @@ def check_same_search(search: SearchDir, changeable: tuple[str, ...]) -> None:
         faults.append(f"{given['space']} has other ranges than the search space that it began with")
     if faults:
         raise InputError(
-            f"{search.path}: cannot go on with other settings (give another --name for a new search)", faults
+            f"{search.path}: cannot be continued with other settings (give another --name for a new search)", faults
         )
 
 

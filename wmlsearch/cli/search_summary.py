@@ -66,12 +66,12 @@ def _line_to_go_on(search: SearchDir, trials: str) -> str:
     """Return how to go on with a search that is not complete, or "" while its process is at work."""
     process, resume = Liveness.of(search).process, resume_command(search)
     if process == SILENT:
-        return f"{state_in_words(search)}, {trials}; if that machine is down, go on with {resume}"
+        return f"{state_in_words(search)}, {trials}; if that machine is down, continue with {resume}"
     if search.state == RUNNING:
-        return "" if process == ALIVE else f"{state_in_words(search)}, {trials}; go on with {resume}"
+        return "" if process == ALIVE else f"{state_in_words(search)}, {trials}; continue with {resume}"
     if process == ALIVE:
-        return f"its process still ends the trials or writes the report; then go on with {resume}"
-    return f"{trials}; go on with {resume}"
+        return f"its process still ends the trials or writes the report; then continue with {resume}"
+    return f"{trials}; continue with {resume}"
 
 
 def _front_line(board: Leaderboard) -> str:

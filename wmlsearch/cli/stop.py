@@ -39,7 +39,7 @@ def stop(name: str | None, out: Path, cluster: str | None) -> None:
         state = search.status().state
         if state == RUNNING:
             raise InputError(
-                f"{search.name}: {state_in_words(search)}, so there is nothing to stop; go on with it by "
+                f"{search.name}: {state_in_words(search)}, so there is nothing to stop; resume it with "
                 f"`{resume_command(search)}`"
             )
         raise InputError(f"{search.name}: the search is not running (state: {state}), so there is nothing to stop")

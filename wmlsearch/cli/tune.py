@@ -271,7 +271,7 @@ def _start(
             return search, run_search(search, request, uri, observer)
         except KeyboardInterrupt:
             if not search.exists():
-                display.say(f"nothing was begun: {search.path} is not made yet, so there is nothing to resume")
+                display.say(f"nothing was started: {search.path} does not exist yet, so there is nothing to resume")
             raise
 
 

@@ -179,8 +179,8 @@ def _connect(address: str) -> None:
         refused = AUTHENTICATION_REFUSED in written()
     if refused:
         raise InputError(
-            f"{address}: the cluster requires a token, and this machine has none or another; copy ~/.ray/auth_token "
-            "from the head, or set RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
+            f"{address}: the cluster requires a token, and this machine has none or a different one; copy "
+            "~/.ray/auth_token from the head, or set RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
         )
     if thread.is_alive():
         raise _unreachable(address, f"no answer within {CONNECT_TIMEOUT_S} s")

@@ -92,7 +92,7 @@ class RunFolderCopier:
             self._condition.notify()
             problem, process = self.problem, self._process
         if self._thread.is_alive():
-            problem = problem or f"{without_password(self.lease.location)} has not taken everything {waited}"
+            problem = problem or f"{without_password(self.lease.location)} did not receive everything {waited}"
         if process is not None:  # the run folder holds all that it copies
             process.kill()
             process.wait()
@@ -141,8 +141,8 @@ class RunFolderCopier:
         if now - self._away_since > SAY_AFTER_S and not self._said_away:
             self._said_away = True
             self.say(
-                f"warning: {self._where} does not take the copy of the run folder ({answer.problem}); the search "
-                "goes on, and what is missing is sent when it answers"
+                f"warning: {self._where} does not accept the copy of the run folder ({answer.problem}); the search "
+                "continues, and the missing files are sent when it answers"
             )
 
     @property

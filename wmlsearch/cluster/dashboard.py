@@ -185,7 +185,7 @@ def _as_address(given: str) -> str | None:
     if "://" in given:
         scheme = given.partition("://")[0]
         raise InputError(
-            f"--cluster {_shown(given)}: {scheme}:// is no address of a dashboard; give a cluster file of `ray up`, or "
+            f"--cluster {_shown(given)}: {scheme}:// is not a dashboard address; give a cluster file of `ray up`, or "
             f"the dashboard's address, such as http://HOST:{DASHBOARD_PORT}"
         )
     if HOST_AND_PORT.fullmatch(given) and not Path(given).exists():

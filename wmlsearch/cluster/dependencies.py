@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 
 def missing(requirements: list[str]) -> list[str]:
-    """Return what is missing, as "torch>=2.6 (it has none)", of requirements without those of extras."""
+    """Return what is missing, as "torch>=2.6 (not installed)", of requirements without those of extras."""
     lines = []
     for requirement in map(Requirement, requirements):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -22,10 +22,10 @@ def missing(requirements: list[str]) -> list[str]:
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            lines.append(f"{requirement} (it has none)")
+            lines.append(f"{requirement} (not installed)")
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            lines.append(f"{requirement} (it has {installed})")
+            lines.append(f"{requirement} (installed: {installed})")
     return lines
 
 

@@ -129,7 +129,7 @@ def _ahead(search: SearchDir, others: SearchState, where: str) -> str:
 def _check_not_ahead(search: SearchDir, others: SearchState, where: str) -> None:
     if ahead := _ahead(search, others, where):
         raise InputError(
-            f"{search.path}: {ahead}, and nothing is overwritten; go on here "
+            f"{search.path}: {ahead}, and nothing is overwritten; resume it here "
             f"(`{command('tune', '--resume', *run_words(search.path))}`), or give another --out for what {where} has"
         )
 
@@ -145,5 +145,6 @@ def _check_not_running(search: SearchDir) -> None:
 def _check_same_search(search: SearchDir, others: SearchState, where: str) -> None:
     if not search.exists() or search.record().key != others.key:
         raise InputError(
-            f"{search.path}: holds another search than that of {where}, and nothing is overwritten; give another --out"
+            f"{search.path}: contains a search that differs from the one of {where}, and nothing is overwritten; "
+            "give another --out"
         )

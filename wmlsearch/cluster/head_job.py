@@ -244,7 +244,7 @@ def _restore(request: HeadRequest, search: SearchDir) -> None:
     if not search.exists():
         raise InputError(
             f"{search.name}: no search of this name on the head, so there is nothing to resume; give the --storage of "
-            "the search if it has one, or start it anew"
+            "the search if it has one, or start it again"
         )
     data = Path(search.record().data_path)
     if request.fingerprint is None and data.parent == HOME / "data" and not data.is_dir():

@@ -135,7 +135,7 @@ def ask(dashboard: Dashboard, request: HeadRequest, say: Say) -> HeadReport:
             say(line)
     if report is None:
         why = "it is gone; was the head restarted?" if job is None else job.message or job.ending
-        raise InputError(f"{dashboard.given}: the head did not do what it was asked ({' '.join(why.split())[-600:]})")
+        raise InputError(f"{dashboard.given}: the head could not run the request ({' '.join(why.split())[-600:]})")
     return report
 
 

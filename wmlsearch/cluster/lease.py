@@ -174,7 +174,7 @@ def _wait_until_free(place: Storage, name: str, say: Callable[[str], None]) -> N
     if not alive:
         say(
             f"note: {place}: {who} may still run {name}; watching its lease for up to {EXPIRES_S:g} s, after which "
-            "the search goes on here"
+            "the search continues here"
         )
     end = time.monotonic() + EXPIRES_S
     while not alive and time.monotonic() < end:
@@ -187,6 +187,6 @@ def _wait_until_free(place: Storage, name: str, say: Callable[[str], None]) -> N
         who = str(record.process) if record is not None else who
     if alive:
         raise InputError(
-            f"{place}: {who} runs {name} and renews its lease; end it there (`wmlsearch stop`, Ctrl-C), and go on "
+            f"{place}: {who} runs {name} and renews its lease; end it there (`wmlsearch stop`, Ctrl-C), and resume it "
             f"here as soon as it has ended, or {EXPIRES_S:g} s after its machine has died"
         )

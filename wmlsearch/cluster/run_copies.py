@@ -162,7 +162,7 @@ def check_no_copy(storage: str, run: AnyDir) -> None:
         resume = command("tune", "--resume", *run_words(run.path), *(() if "***" in shown else ("--storage", shown)))
         raise InputError(
             f"--storage: {shown} has a search {run.name} already (state: {index.state}), and nothing is overwritten; "
-            f"go on with it (`{resume}`), choose another --name, or delete {copy_of(storage, run.name)}"
+            f"continue it (`{resume}`), choose another --name, or delete {copy_of(storage, run.name)}"
         )
 
 

@@ -30,11 +30,11 @@ KINDS = {
     "flipped": Kind("the lesions are bright only where the mask is turned over; is the mask, or a header, flipped?"),
     "moved": Kind("the lesions are brighter where the mask is moved; is it on another grid, or of another scan?"),
     "dark": Kind(
-        "the lesions are not brighter than what is around them; is the mask of another scan, the image a FLAIR?"
+        "the lesions are not brighter than their surroundings; is the mask of another scan, or the image no FLAIR?"
     ),
-    "equal masks": Kind("the mask is that of another volume, voxel for voxel"),
+    "equal masks": Kind("the mask equals that of another volume, voxel for voxel"),
     "lesions without values": Kind("lesions lie where the image is NaN or infinite; is the image cut off?"),
-    "enclosed": Kind("voxels inside the volume that are NaN or infinite are taken for background, as was asked for"),
+    "enclosed": Kind("voxels inside the volume that are NaN or infinite are treated as background, as requested"),
     "mask filled": Kind("the mask is finite neither in lesions nor in the head; is it damaged?"),
     "lesions cut off": Kind("lesions lie outside the window that is cut out"),
     "outside the window": Kind("parts of the head lie outside the model's window, where no lesion can be found"),

@@ -41,7 +41,7 @@ def folds_line(manifest: Manifest) -> str:
     patients = (
         f"{plural(sizes[0], 'patient')} each" if len(set(sizes)) == 1 else f"{', '.join(map(str, sizes))} patients"
     )
-    line = f"train and val are {manifest.fold_count} folds of {patients}, of which the first is val"
+    line = f"train and val are {manifest.fold_count} folds of {patients}; val is the first fold"
     loads = ", ".join(f"{load:.3g}" for load in manifest.fold_loads())
     return f"{line}; their mean lesion loads are {loads} ml" if loads else line
 

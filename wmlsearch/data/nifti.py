@@ -157,8 +157,8 @@ def _with_background(
 
 def _cut_fault(name: str, cut: Cut) -> str:
     return (
-        f"{name}: NaN or infinite voxels go through the head: of the slices {cut.first} to {cut.last} along axis "
-        f"{cut.axis} some have none of it, or little, and those on both sides have more; make the image again without "
+        f"{name}: NaN or infinite voxels go through the head: some of the slices {cut.first} to {cut.last} along axis "
+        f"{cut.axis} show little or none of it, and those on both sides show more; make the image again without "
         f"them, or {NAN_ADVICE}"
     )
 

@@ -109,7 +109,7 @@ def _too_few(names: Sequence[str], free: Sequence[str], open_splits: Sequence[st
     splits = f"{', '.join(others)} and {last}" if others else last
     count = f"got {len(names)} ({_abridged(names)})"
     if len(free) < len(names):
-        count += f", of which {len(free)} are in none of the lists"
+        count += f", {len(free)} of them in none of the lists"
     return (
         f"too few {noun} for a split: {splits} need{'' if others else 's'} at least 1 each, "
         f"{len(open_splits)} together, but {count}; add {noun}"

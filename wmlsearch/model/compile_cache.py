@@ -102,7 +102,7 @@ class CompileCache:
         try:
             names = sorted(self.store.names(self.folder))
         except Exception as error:  # also of an object store's client, for an answer that it does not expect
-            warn_once(f"kept compiled networks cannot be read, so they are compiled anew: {short_reason(error)}")
+            warn_once(f"stored compiled networks cannot be read, so networks are compiled again: {short_reason(error)}")
             return
         for name in names:
             try:

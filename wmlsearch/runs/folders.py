@@ -426,7 +426,7 @@ def check_new(path: Path) -> None:
         more = () if state in UNFINISHED else ("--trials", "MORE") if state == "completed" else None
         resume = ""
         if SearchDir(path).exists() and more is not None:
-            what = "add trials to it" if more else "go on with it"
+            what = "add trials to it" if more else "continue it"
             resume = f"{what} (`{command('tune', '--resume', *run_words(path), *more)}`), "
         raise InputError(
             f"{path}: there is a run of this name already (state: {state}), and nothing is overwritten; {resume}"

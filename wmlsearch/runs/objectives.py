@@ -90,7 +90,9 @@ def objective_warnings(settings: RunSettings, warm_start: bool) -> list[str]:
     if {"images_per_s", "epoch_s"} <= set(names):
         notes.append("images_per_s and epoch_s: both measure how fast a network trains; one of them is enough")
     if len(names) > MANY:
-        notes.append(f"{len(names)} objectives: most trials are then on the Pareto front, so it selects little")
+        notes.append(
+            f"{len(names)} objectives: with so many, most trials are on the Pareto front, which then selects little"
+        )
     if names and settings.target_dice is not None:
         metric = names[0] if names[0] in DICE_METRICS else CANDIDATE_METRIC
         notes.append(f"--target-dice: the search ends by {metric}, whatever values the other objectives have")

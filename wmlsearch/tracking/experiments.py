@@ -73,7 +73,7 @@ def experiment_of(
         store = without_password(uri)
         elsewhere = command("sync", *run_words(root.path), "--experiment", "NAME", "--mlflow-uri", store)
         raise InputError(
-            f"{store}: the experiment {experiment.name!r} was deleted there, so it takes no runs; restore it "
+            f"{store}: the experiment {experiment.name!r} was deleted there and accepts no runs; restore it "
             f"(`MLFLOW_TRACKING_URI={shlex.quote(store)} mlflow experiments restore -x {experiment.experiment_id}`), "
             f"or copy the runs into another one (`{elsewhere}`)"
         )

@@ -70,7 +70,7 @@ class Mirror:
             self._condition.notify()
             problem, process = self.problem, self._process
         if self._thread.is_alive():
-            problem = problem or f"{without_password(self.uri)} has not taken everything {waited}"
+            problem = problem or f"{without_password(self.uri)} did not receive everything {waited}"
         if process is not None:  # nothing is lost: run folders hold all that it copies
             process.kill()
             process.wait()

@@ -577,7 +577,7 @@ def _description(record: FolderRecord, search: str) -> str:
         )
     purpose = {
         "selection": "It is compared with others on the validation patients, to choose the champion.",
-        "judgement": "It is one of those that the sealed test patients judge, for the verdict.",
+        "judgement": "Its model is scored on the sealed test patients, for the verdict.",
     }
     if record.purpose not in purpose:
         return ""

@@ -128,7 +128,7 @@ def _database_fault(uri: str) -> str:
             f"where wmlsearch runs: pip install {package_of(module)}{other}"
         ) from None
     except NoSuchModuleError:
-        return f"there is no database driver {scheme!r}; leave out what follows the +"
+        return f"there is no database driver {scheme!r}; leave out the + and the name after it"
     except (ArgumentError, ValueError):  # the error's text may hold a part of the password
         return (
             "is not a valid URL of a database, such as postgresql://USER:PASSWORD@HOST:5432/NAME (in a user or "

@@ -360,7 +360,7 @@ def _head_diagonals(images: np.ndarray, geometry: VolumeGeometry) -> tuple[float
     depth = int(inside[-1]) + 1 - int(inside[0]) if len(inside) else len(images)
     pixels = _box_diagonal(head.box)
     if geometry.axis is None or geometry.voxel_mm is None or geometry.spacing_mm is None:
-        raise ValueError(f"{geometry.source}: is no volume, its voxels have no size")
+        raise ValueError(f"{geometry.source}: is not a volume: its voxels have no size")
     thickness = geometry.voxel_mm[geometry.input_axis(geometry.axis)]
     return math.hypot(pixels * geometry.spacing_mm, depth * thickness), pixels
 

@@ -143,10 +143,10 @@ def _unnamed_reasons(file: BidsFile, desc: str, seg: str, image: BidsFile | None
         text = f"{images[0]!r} in its name is another image than the {_image_kind(image)}"
         reasons.append(Reason("name", text, is_other=True))
     elif datatype in _OTHER_DATATYPES and not (image and image.path.parent.name.lower() == datatype):
-        text = f"it lies in {datatype}/, so it is of another image than the {_image_kind(image)}"
+        text = f"it is in {datatype}/, so it belongs to another image than the {_image_kind(image)}"
         reasons.append(Reason("name", text, is_other=True))
     if other := [word for word in file.words if _is_other(word)]:
-        reasons.append(Reason("name", f"{other[0]!r} in its name is something else than lesions", is_other=True))
+        reasons.append(Reason("name", f"{other[0]!r} in its name means something other than lesions", is_other=True))
     if file.suffix.lower() != "mask":
         if _OTHER.search(file.suffix):
             reasons.append(Reason("suffix", f"_{file.suffix} names something else than lesions", is_other=True))
