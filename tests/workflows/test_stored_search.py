@@ -58,7 +58,7 @@ def test_python_restores_a_search_too(
     said: list[str] = []
     name, storage = search.path if by_path else "s", str(tmp_path / "storage")
     resumed = wmlsearch.resume(name, out=tmp_path / "runs", storage=storage, say=said.append)
-    assert (resumed.path, resumed.state) == (search.path, "running")
+    assert (resumed.path, resumed.state) == (search.path, "gone")
     assert said[0].startswith(f"s is restored from {tmp_path}/storage: ")
     assert said[1:] == ["nothing left of s"]
 

@@ -36,9 +36,9 @@ def prepare(
 
     Args:
         raw: A BIDS folder, a table, or another layout that `wmlsearch prepare` reads.
-        out: Folder to write; must not exist, or be empty.
-        say: Called with each line that `wmlsearch prepare` prints: remarks on how the files of `raw` were understood,
-            splits, duplicates, and warnings, which begin with `warning:`.
+        out: Folder to write. It must not exist, or be empty.
+        say: Called with each line that `wmlsearch prepare` prints: notes on how the files of `raw` were read, splits,
+            duplicates, and warnings, which begin with `warning:`.
         progress: Called as `progress(stage, done, total)` after each volume.
         options: Fields of `PrepareOptions`, such as `plane="axial"` or `test_patients=["07", "19"]`.
 
@@ -47,7 +47,8 @@ def prepare(
             `notes`.
 
     Raises:
-        InputError: With all faults of the data, or where the options do not suit them. Then nothing was written.
+        InputError: The data have faults (the message lists all of them), or the options do not fit. Nothing was
+        written.
     """
     none_given = {name for name in _SEVERAL if options.get(name) is None}
     values: dict[str, Any] = {name: value for name, value in options.items() if name not in none_given}

@@ -63,12 +63,12 @@ class Prediction:
         """Write the prediction, and return the files. Nothing is overwritten.
 
         Args:
-            path: A file (`lesions.nii.gz`; of a picture `lesions.png`): the mask is written there. Otherwise a folder,
-                which gets what `wmlsearch predict` writes: mask, probability map, and an overlay to look at.
+            path: A file for the mask (`lesions.nii.gz`; for a picture `lesions.png`), or a folder for the files that
+                `wmlsearch predict` writes: mask, probability map, and overlay.
             name: Prefix of the file names in a folder. None: the name of the image.
 
         Raises:
-            InputError: If a file exists already, or cannot be the mask of this image.
+            InputError: A file exists already, or its format does not fit the image.
         """
         target = Path(path)
         with _as_file(self._image) as file:
@@ -97,7 +97,7 @@ class Model:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the runs that trained its networks, the best one first."""
+        """The names of the runs that trained the networks, the best one first."""
         return tuple(member.name for member in self._networks.members)
 
     @property
@@ -107,7 +107,7 @@ class Model:
 
     @property
     def threshold(self) -> float:
-        """Lowest probability of a lesion voxel, of all networks together: as validation patients chose."""
+        """Lowest probability of a lesion voxel for the average of all networks; chosen on validation patients."""
         return self._networks.threshold_of_all
 
     @raises_in_python()
@@ -123,21 +123,20 @@ class Model:
         """Segment the lesions of one image.
 
         Args:
-            image: The path of a NIfTI volume of any orientation and voxel size or of a picture, or a nibabel image; not
+            image: A nibabel image, or the path of a picture or of a NIfTI volume in any orientation and voxel size. Not
                 a folder.
-            threshold: Lowest probability of a lesion voxel. None: the one that validation patients chose.
-            single: Use the first network alone, which takes less time.
-            nan_background: Take voxels that are NaN or infinite for background wherever they are.
-            volume: All pictures of the volume that the image is a slice of, itself among them. It is scaled by all of
-                them, as pictures of a volume were in the training data.
+            threshold: Lowest probability of a lesion voxel. None: the threshold that was chosen on validation patients.
+            single: Use only the first network, which takes less time.
+            nan_background: Treat all NaN or infinite voxels as background.
+            volume: If the image is a picture: all pictures of its volume, including the image. They are scaled
+                together, as pictures of a volume were in the training data.
 
         Warns:
-            UserWarning: Where lesions cannot be found, such as outside the window that the model was trained on, and
-                for a picture without its volume. The prediction's `notes` hold the same sentences.
+            UserWarning: Lesions cannot be found in a part of the image, such as outside the window that the model was
+                trained on, or a picture comes without its volume. `Prediction.notes` has the same sentences.
 
         Raises:
-            InputError: For an image that cannot be read, or not be cut as the training data were, and for a `volume`
-                that is not the image's.
+            InputError: The image cannot be read or sliced like the training data, or `volume` does not fit it.
         """
         if threshold is not None:
             threshold = check_threshold(threshold, "threshold")
@@ -175,13 +174,14 @@ def load_model(model: AnyPath | Search, *, runs: AnyPath = RUNS, mlflow_uri: str
     """Load a trained model, as `wmlsearch predict` does.
 
     Args:
-        model: A search (its champion, or its best trial while it has none), by object, folder or name; a run's or a
-            trial's folder; what `wmlsearch export` wrote; or a registered model, such as `models:/wml-unet@champion`.
+        model: A search, as `Search`, folder or name (its champion is loaded, or its best trial before there is a
+            champion); the folder of a run or trial; a folder written by `wmlsearch export`; or a registered model, such
+            as `models:/wml-unet@champion`.
         runs: Folder of all runs, in which names are looked up.
         mlflow_uri: MLflow registry of `models:/` names. None: `MLFLOW_TRACKING_URI`, or the SQLite file in `runs`.
 
     Raises:
-        InputError: If there is no such model, or it is damaged.
+        InputError: There is no such model, or it is damaged.
     """
     uri = store_uri(Path(runs), mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI"))
     name = os.fspath(model.path if isinstance(model, Search) else model)

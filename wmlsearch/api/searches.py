@@ -60,23 +60,23 @@ class Champion:
 
 @dataclass(frozen=True)
 class Search:
-    """A search, running or ended. Each property reads its folder anew.
+    """A search, running or ended. Each property reads the current content of its folder.
 
-    Every property raises `InputError` for a folder that is damaged or gone.
+    Every property raises `InputError` if the folder is damaged or was deleted.
     """
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The name of the search: that of its folder."""
+        """The name of the search, which is the name of its folder."""
         return self.path.name
 
     @property
     def state(self) -> str:
-        """`running`, `completed`, `interrupted`, `failed`, or `gone`: it was running, and its process is gone.
+        """`running`, `completed`, `interrupted`, `failed`, or `gone` (its process died while it was running).
 
-        What is `interrupted` or `gone` can be resumed.
+        A search that is `interrupted` or `gone` can be resumed.
         """
         return live_state(self._folder)
 
@@ -92,18 +92,18 @@ class Search:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row for each trial, best first, by name: how it ended, the metrics of its best epoch, its hyperparameters.
+        """A table with a row for each trial, best first: its state, the metrics of its best epoch, its hyperparameters.
 
-        The columns are those of the report's `leaderboard.csv`. The learning rate of the best epoch is
-        `learning_rate_then`; `learning_rate` is the hyperparameter.
+        The index is the name of the trial. The columns are those of the report's `leaderboard.csv`.
+        `learning_rate_then` is the learning rate of the best epoch; `learning_rate` is the hyperparameter.
         """
         return _frame(trial_rows(leaderboard(self._folder)), "trial")
 
     @property
     def final_runs(self) -> pd.DataFrame:
-        """A row for each final run, by name: those that chose the champion, and those that are judged.
+        """A table with a row for each selection run and each judgement run.
 
-        The columns are those of the report's `confirmation.csv`.
+        The index is the name of the run. The columns are those of the report's `confirmation.csv`.
         """
         champion = self.champion
         rows = final_run_rows(read_candidates(self._folder), champion.name if champion else "")
@@ -111,7 +111,7 @@ class Search:
 
     @property
     def curves(self) -> pd.DataFrame:
-        """A row for each epoch of each trial and final run: `run`, `purpose`, `epoch`, and the metrics of the epoch.
+        """A table with a row for each epoch of each trial and final run: `run`, `purpose`, `epoch`, and the metrics.
 
         `purpose` is `trial`, `selection` or `judgement`. To plot a metric:
         `search.curves.pivot(index="epoch", columns="run", values="val_dice_best").plot()`.
@@ -120,7 +120,7 @@ class Search:
 
     @property
     def champion(self) -> Champion | None:
-        """The configuration that the selection runs chose; None before that, and in a search without a baseline."""
+        """The configuration that was selected; None before the selection, and in a search without a baseline."""
         selection = self._folder.selection()
         candidates = {candidate.name: candidate for candidate in read_candidates(self._folder)} if selection else {}
         if selection is None or selection.champion not in candidates:
@@ -131,14 +131,14 @@ class Search:
     def verdict(self) -> Verdict | None:
         """Whether the champion is better than the baseline on the sealed test patients; `sentence` has the numbers.
 
-        None before the sealed test was opened. It stays closed where the champion is the baseline configuration.
+        None before the sealed test is opened. It stays closed if the champion is the baseline configuration.
         """
         evaluation = self._folder.evaluation()
         return evaluation.verdict if evaluation else None
 
     @property
     def report(self) -> Path | None:
-        """The page of the report; None before it is written."""
+        """Path of the report's HTML page; None before it is written."""
         page = self._folder.report_page
         return page if page.is_file() else None
 
@@ -176,11 +176,12 @@ def tune(
     progress: Progress = _no_progress,
     **settings: Unpack[SettingKeywords],
 ) -> Search:
-    """Search for a better configuration than the baseline, as `wmlsearch tune` does, and return when it has ended.
+    """Search for a better configuration than the baseline, as `wmlsearch tune` does, and return when the search has
+    ended.
 
-    Interrupting it (Ctrl-C, or a notebook's stop button) ends the search cleanly, and it is returned; `resume` goes on.
-    Where this process is connected to a Ray already, the search runs there and leaves it running. Otherwise it starts
-    a Ray of its own and ends it.
+    An interrupt (Ctrl-C, or a notebook's stop button) ends the search cleanly; it is returned, and `resume` continues
+    it. If this process is already connected to Ray, the search runs there and leaves Ray running. Otherwise it starts
+    its own Ray and ends it.
 
     Args:
         space: A shipped search space (`unet`, `quick`), a file of ranges, or a mapping such as
@@ -190,11 +191,11 @@ def tune(
         out: Folder of all runs.
         warm_start: Earlier searches to learn from.
         workers_per_trial: Ray Train workers of each trial.
-        gpus_per_worker: GPUs of each worker. None: one where there are GPUs.
-        trials_per_gpu: Trials that share a GPU; "auto" measures the fastest number.
+        gpus_per_worker: GPUs of each worker. None: one if there are GPUs.
+        trials_per_gpu: Number of trials that share a GPU; "auto" measures which number is fastest.
         ray_address: Address of a Ray cluster. None: the Ray of this process, `RAY_ADDRESS`, or an embedded one.
-        storage: Folder or URI that all machines reach, for checkpoints and a copy of the run folder. None:
-            `WMLSEARCH_STORAGE`, or the run folders.
+        storage: Folder or URI that all machines can reach, for checkpoints and a copy of the run folder. None:
+            `WMLSEARCH_STORAGE`; if that is not set, checkpoints are in the run folders.
         mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or a SQLite file in `out`.
         experiment: MLflow experiment. None: `MLFLOW_EXPERIMENT_NAME`, or `wmlsearch`.
         say: Called with each message, such as a line for each trial that ends. `print` shows them.
@@ -248,17 +249,17 @@ def resume(
     progress: Progress = _no_progress,
     **budgets: Unpack[BudgetKeywords],
 ) -> Search:
-    """Go on with a search that was stopped or that died, as `wmlsearch tune --resume` does.
+    """Continue a search that was stopped or whose process died, as `wmlsearch tune --resume` does.
 
-    Of a completed search this returns at once, unless a budget changes or part of its results is missing.
+    Returns at once if the search is completed, unless a budget changes or part of its results is missing.
 
     Args:
         search: The search, its folder, or its name in `out`.
         out: Folder of all runs.
         data: Folder of the prepared data set, if it was moved.
         ray_address: See `tune`.
-        storage: Folder or URI of the checkpoints, if it was moved. A search that is not in `out` is restored from its
-            copy there, as on a new machine after the first one has died.
+        storage: Folder or URI of the checkpoints, if it was moved. A search that is not in `out`, as on a new machine,
+            is restored from its copy in the storage.
         mlflow_uri: MLflow server or store. None: `MLFLOW_TRACKING_URI`, or the SQLite file beside the search.
         say: Called with each message.
         progress: Called as `progress(step, done, total)` while the sealed test is evaluated.
@@ -295,7 +296,7 @@ def load_search(path: AnyPath | Search, *, out: AnyPath = RUNS) -> Search:
     """Return a search, running or ended, by its folder or by its name in `out`.
 
     Raises:
-        InputError: If there is none, or one of its files is damaged.
+        InputError: There is no such search, or one of its files is damaged.
     """
     return Search(_find_search(path, Path(out)).path)
 
