@@ -160,8 +160,9 @@ class TrialConfig(_Strict):
     )
     lesion_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="Fraction of slices with lesions in each batch. Slices of the rarer kind are drawn several times "
-        "per epoch; the length of an epoch does not change. Null: each slice once per epoch.",
+        description="Fraction of slices with lesions in each batch. Of slices with and without lesions, the kind that "
+        "has less than its share is drawn several times per epoch, and of the other kind some slices are left out; the "
+        "length of an epoch does not change. Null: each slice once per epoch.",
     )
     schedule: Literal["plateau", "cosine", "poly", "step", "onecycle", "constant"] = Field(
         "plateau",

@@ -168,8 +168,8 @@ def batches_with_share(
     """Return the positions of one epoch, in batches as big as those of `batches`, with a share of slices with lesions.
 
     Of the first n positions of an epoch, n * share have lesions, rounded; so each batch differs from the share by less
-    than one slice. Slices of a kind are drawn without replacement, and again when all have been drawn: of the rarer
-    kind each is drawn almost equally often, of the other kind some are left out.
+    than one slice. Slices of a kind are drawn without replacement, and again when all have been drawn: of the kind that
+    has less than its share each slice is drawn almost equally often, of the other kind some are left out.
 
     Args:
         with_lesion: (N,) bool, which slices have lesions. Both kinds are needed, lesions alone with share 1.
