@@ -13,15 +13,15 @@ from wmlsearch.cli import options
 @click.argument("kind", metavar="KIND", type=click.Choice(["aws", "on-prem", "slurm", "kuberay"]))
 @click.argument("out", type=click.Path(path_type=Path), default=Path())
 def cluster_file(kind: str, out: Path) -> None:
-    """Write the file for a cluster of KIND to OUT: a name with a suffix, or a folder (default: this one).
+    """Write the file for a cluster of KIND. OUT is a file name with a suffix, or a folder (default: the current one).
 
     \b
-    aws      cluster.yaml for `ray up`: a head, and GPU machines as long as trials wait
-    on-prem  on-prem.yaml for `ray up`: machines of your own, reached by ssh
+    aws      cluster.yaml for `ray up`: a head, and GPU machines that start while trials wait
+    on-prem  on-prem.yaml for `ray up`: your own machines, reached by ssh
     slurm    slurm.sbatch, a batch script
-    kuberay  kuberay.yaml, a manifest for KubeRay, and wmlsearch-image, the folder of its image
+    kuberay  kuberay.yaml, a manifest for KubeRay, and wmlsearch-image, the folder to build its image from
 
-    The lines to change are marked with CHANGE. Nothing is overwritten.
+    Change the lines that are marked with CHANGE. Nothing is overwritten.
 
     Example: wmlsearch cluster-file aws
     """

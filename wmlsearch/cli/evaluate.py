@@ -14,7 +14,7 @@ from wmlsearch.cli import json_output, options
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="A prepared data set.  [default: the one that the run was trained on]",
+    help="Folder of a prepared data set.  [default: the data set that the run was trained on]",
 )
 @options.out
 @options.uri_of_named_run
@@ -22,8 +22,8 @@ from wmlsearch.cli import json_output, options
 def evaluate(run: str, data: Path | None, out: Path, mlflow_uri: str | None, as_json: bool) -> None:
     """Open the sealed test for RUN: a search (champion against baseline), or a single run.
 
-    Each opening is recorded in the data set's ledger, and the report says how often the test was opened before: each
-    opening makes its result less reliable. `wmlsearch tune` does this at its end.
+    Each opening is recorded in the data set's ledger, and makes the result of the test less reliable. The report says
+    how often the test was opened before. `wmlsearch tune` opens it at its end.
 
     Example: wmlsearch evaluate search-20261123-201512
     """

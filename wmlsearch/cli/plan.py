@@ -58,9 +58,10 @@ def plan(
 ) -> None:
     """Forecast trials, time, disk space and memory of `wmlsearch tune SPACE` with the same options.
 
-    The smallest network of the space, the baseline and the largest network are timed for some seconds each, as the
-    trials would run. The smallest difference that the verdict could find is computed from how much results varied in
-    earlier searches on the same data below --out. Nothing is written, except for the built-in phantom without --data.
+    `plan` trains the smallest network of the space, the baseline and the largest network for some seconds each, in as
+    many processes as trials would run at once. It also estimates the smallest difference that the verdict could find,
+    from the variation in earlier searches on the same data below --out. Nothing is written, except the built-in phantom
+    if --data is not given.
 
     Example: wmlsearch plan quick --data prepared --trials 12 --epochs 10
     """

@@ -16,8 +16,8 @@ from wmlsearch.cli import json_output, options
 def report(name: str | None, out: Path, as_json: bool) -> None:
     """Write the report of a search (default: the latest): one HTML page with its figures and tables.
 
-    It needs the search's folder only and can be written at any time, while the search is running or after it was
-    stopped. `wmlsearch tune` does this at its end.
+    This needs only the search's folder and works at any time, also while the search is running or after it was stopped.
+    `wmlsearch tune` writes the report at its end.
 
     Example: wmlsearch report search-20261123-201512
     """

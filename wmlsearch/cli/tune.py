@@ -146,9 +146,9 @@ def tune(
     """Search SPACE (a file of ranges, or `unet`, `quick`) for a better configuration than the baseline.
 
     The baseline configuration is tried first, and poor trials are stopped early. The best configurations and the
-    baseline are trained again to choose the champion, on the validation patients alone. If it is not the baseline, new
-    runs of both are compared on the sealed test patients. Ctrl-C, `wmlsearch stop` or a budget end the trials cleanly;
-    --resume continues the search.
+    baseline are then trained again to choose the champion, using only validation patients. If the champion is not the
+    baseline, new runs of both are compared on the sealed test patients. Ctrl-C, `wmlsearch stop` or a budget end the
+    trials cleanly; --resume continues the search.
 
     \b
     Example: wmlsearch tune quick --data prepared --trials 12 --epochs 10
