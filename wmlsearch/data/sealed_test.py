@@ -59,8 +59,8 @@ class Opening:
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Opening:
         """Return the opening that a line records. What it lacks has the default."""
-        known = {field.name for field in fields(Opener)} & line.keys()
-        return cls(line.get("time", 0.0), Opener(**{name: line[name] for name in known}))
+        names = {field.name for field in fields(Opener)} & line.keys()
+        return cls(line.get("time", 0.0), Opener(**{name: line[name] for name in names}))
 
 
 @dataclass(frozen=True)
