@@ -55,7 +55,7 @@ def test_around_the_head_they_are_background(missing: float, tmp_path: Path) -> 
     facts = facts_of(source(tmp_path, image))
     share = 100 * (1 - 12 * 16 * 8 / (20 * 24 * 10))  # 68 %
     assert [one.text for one in facts.findings] == [
-        f"{share:.2g} % of the voxels, around the head, are NaN or infinite: taken for background, grey value 0"
+        f"{share:.2g} % of the voxels, around the head, are NaN or infinite: treated as background, grey value 0"
     ]
     assert not facts.findings[0].is_warning, "a note"
     assert facts.voxels_sha256 == wanted.voxels_sha256, "as if the file held 0"
@@ -187,7 +187,7 @@ def test_a_mask_that_is_nan_beside_the_lesions_is_taken(tmp_path: Path) -> None:
     mask[8:11, 10:13, 4:6] = 1  # 18 of 4800
     facts = facts_of(source(tmp_path, head(), mask))
     assert [(one.is_warning, one.text) for one in facts.findings] == [
-        (False, "99.62 % of the mask's voxels, at its border, are NaN or infinite: taken for background")
+        (False, "99.62 % of the mask's voxels, at its border, are NaN or infinite: treated as background")
     ]
     assert sum(facts.lesion) == 18
 
@@ -228,7 +228,8 @@ def test_with_the_option_they_are_background_wherever_they_are(tmp_path: Path) -
     (told,) = [one for one in facts.findings if one.kind == "enclosed"]
     assert told.is_warning
     assert told.text == (
-        "3 voxels inside the volume, not at its border, NaN or infinite: taken for background, as --nan-background says"
+        "3 voxels inside the volume, not at its border, NaN or infinite: treated as background, as "
+        "--nan-background says"
     )
 
 

@@ -66,7 +66,7 @@ def test_a_padded_head_is_cut_as_one_in_air(tmp_path: Path, fit: str) -> None:
         air.box, air.low, air.high, air.background, air.head_grey,
     )  # fmt: skip
     assert [(one.text, one.is_warning) for one in pad.findings] == [
-        ("68 % of the voxels hold -32768, far below all others: taken for padding, grey value 0", False)
+        ("68 % of the voxels hold -32768, far below all others: treated as padding, grey value 0", False)
     ]
     assert (air.floor, pad.floor, air.findings) == (None, 0.0, ())
     assert air.voxels_sha256 != pad.voxels_sha256, "the checksum is that of the file's voxels"
@@ -149,7 +149,7 @@ def test_a_prepared_data_set_keeps_what_is_padding(tmp_path: Path) -> None:
     prepare(padded_cohort(tmp_path / "raw"), tmp_path / "out", PrepareOptions(size=32, jobs=1))
     manifest = Manifest.read(tmp_path / "out")
     assert {volume.floor for volume in manifest.volumes} == {0.0}
-    assert "6 of 6 volumes: a grey value far below all others is taken for padding" in " ".join(manifest.notes)
+    assert "6 of 6 volumes: a grey value far below all others is treated as padding" in " ".join(manifest.notes)
 
 
 @pytest.mark.parametrize("is_older", [False, True])

@@ -211,7 +211,7 @@ def settings(values: Mapping[str, Any]) -> RunSettings:
 
 
 def data_or_phantom(data: Path | None, out: Path) -> Path:
-    """Return the prepared data set that was given, or else the built-in phantom, prepared in `out`."""
+    """Return the given prepared data set, or else the built-in phantom, prepared in `out`."""
     if data is not None:
         return data
     from wmlsearch.cli.console import console, progress_bar

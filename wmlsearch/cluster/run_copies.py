@@ -179,7 +179,7 @@ class CopiedSearch:
 
 
 def searches(storage: str) -> list[CopiedSearch]:
-    """Return the searches of which a storage has a copy, sorted by name. Raises InputError if it cannot be read."""
+    """Return the searches that have a copy in a storage, sorted by name. Raises InputError if it cannot be read."""
     place = Storage(storage)
     try:
         names = place.names()[1]

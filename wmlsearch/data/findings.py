@@ -47,8 +47,8 @@ KINDS = {
     "grid": Kind("the mask's grid is not quite its image's"),
     "empty": Kind("the mask is empty", is_warning=False),
     "rim outside the window": Kind("the rim of the head lies outside the model's window", is_warning=False),
-    "padding": Kind("a grey value far below all others is taken for padding", is_warning=False),
-    "filled": Kind("voxels without a finite value, from the border on, are taken for background", is_warning=False),
+    "padding": Kind("a grey value far below all others is treated as padding", is_warning=False),
+    "filled": Kind("voxels without a finite value, from the border on, are treated as background", is_warning=False),
 }
 
 

@@ -144,13 +144,13 @@ def _with_background(
         raise VolumeFault(_enclosed_fault(name, filled, "mask" if is_mask else "head"))
     share = percent(filled.share)
     if is_mask:
-        text = f"{share} of the mask's voxels, at its border, are NaN or infinite: taken for background"
+        text = f"{share} of the mask's voxels, at its border, are NaN or infinite: treated as background"
         notes = [Finding("filled", text, share, filled.share)] if filled.filled else []
         return np.where(np.isfinite(data), data, np.float32(0)), notes + enclosed_finding(filled, "the mask")
     if filled.cut is not None and not nan_background:
         raise VolumeFault(_cut_fault(name, filled.cut))
     where = "at the border of the volume" if nan_background else "around the head"
-    text = f"{share} of the voxels, {where}, are NaN or infinite: taken for background, grey value {filled.level:g}"
+    text = f"{share} of the voxels, {where}, are NaN or infinite: treated as background, grey value {filled.level:g}"
     notes = [Finding("filled", text, share, filled.share)] if filled.filled else []
     return filled.voxels, notes + enclosed_finding(filled, "the volume")
 

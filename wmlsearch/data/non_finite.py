@@ -111,18 +111,18 @@ def _darkest(values: Array) -> float:
 
 
 def enclosed_finding(filled: FilledVolume, where: str) -> list[Finding]:
-    """Return a warning of voxels inside that were taken for background, as the user has asked for; else nothing."""
+    """Return a warning of voxels inside that were treated as background, as the user has asked for; else nothing."""
     if not filled.enclosed:
         return []
     text = (
-        f"{plural(filled.enclosed, 'voxel')} inside {where}, not at its border, NaN or infinite: taken for background, "
-        "as --nan-background says"
+        f"{plural(filled.enclosed, 'voxel')} inside {where}, not at its border, NaN or infinite: treated as "
+        "background, as --nan-background says"
     )
     return [Finding("enclosed", text, plural(filled.enclosed, "voxel"), filled.enclosed)]
 
 
 def check_filled_mask(with_value: int, marked: Array, pictures: Array) -> list[Finding]:
-    """Return a warning of a mask of which too little has a value: what has one should be the lesions, or the head.
+    """Return a warning if too few voxels of a mask have a value: those with one should be the lesions, or the head.
 
     Args:
         with_value: Voxels of the mask that are finite.

@@ -34,7 +34,7 @@ class Padding:
         """A note that says so."""
         share = percent(self.share)
         text = (
-            f"{share} of the voxels hold {self.level:g}, far below all others: taken for padding, grey value "
+            f"{share} of the voxels hold {self.level:g}, far below all others: treated as padding, grey value "
             f"{self.floor:g}"
         )
         return Finding("padding", text, share, self.share)

@@ -96,7 +96,7 @@ def render_head(head: Head, grid: Grid) -> tuple[Floats, Floats]:
 def add_lesions(
     head: Head, grid: Grid, image: Floats, brain: Floats, lesions: list[Lesion]
 ) -> tuple[Floats, NDArray[np.uint8]]:
-    """Return the brightness with lesions, and the mask (0/1) of voxels of which at least half is lesion."""
+    """Return the brightness with lesions, and the mask (0/1) of voxels that are at least half lesion."""
     share, bright = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.float32)
     for lesion in lesions:
         middle = head.to_scanner @ (lesion.centre + head.shift[:, 0])

@@ -78,7 +78,7 @@ def _finite(name: str, picture: Array, findings: list[Finding], nan_background: 
     kinds = {finding.kind for finding in findings}
     if filled.filled and "filled" not in kinds:
         share = percent(filled.share)
-        text = f"{share} of a picture's pixels, at its border, are NaN or infinite: taken for background"
+        text = f"{share} of a picture's pixels, at its border, are NaN or infinite: treated as background"
         findings.append(Finding("filled", text, share, filled.share))
     if "enclosed" not in kinds:
         findings += enclosed_finding(filled, "a picture")

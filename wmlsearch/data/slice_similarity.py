@@ -74,7 +74,7 @@ def slice_signatures(geometry: VolumeGeometry, images: Array) -> list[SliceSigna
 
 
 def _bounding_box(pixels: Array) -> tuple[slice, slice]:
-    """Return the rows and columns of the smallest box around the pixels that are not zero, of which there are some."""
+    """Return the rows and columns of the smallest box around the nonzero pixels. There must be at least one."""
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 

@@ -32,7 +32,7 @@ def fused_slice_losses(logits: Tensor, masks: Tensor, loss: Loss | str, counted:
 
 
 def slice_sums(logits: Tensor, masks: Tensor, counted: Tensor | None, kind: int, has_region: bool) -> Tensor:
-    """Return sums over the pixels of each slice that count, (5, N) float32: those that the loss is made of.
+    """Return the sums that the loss is computed from, over the counted pixels of each slice, (5, N) float32.
 
     They are: the loss of pixels, the probability on lesion pixels, the probability, lesion pixels, pixels. The first
     three have a gradient of the logits, the second and third of them only with `has_region`.

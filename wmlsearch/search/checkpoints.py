@@ -271,7 +271,7 @@ class _EndedTrial:
 
 
 def stored_snapshots(search: SearchDir, location: Callable[[AnyDir], str]) -> dict[int, set[int]]:
-    """Return the trials of which a snapshot is stored, by its epoch. An object store is listed once."""
+    """Return the trials that have a stored snapshot, by its epoch. An object store is listed once."""
     trials_by_epoch: dict[int, set[int]] = {}
     for run, names in stored_files(search, search.trials(), location).items():
         for name in names:

@@ -56,7 +56,7 @@ class BidsFile:
 def read_name(
     root: Path, path: Path, subject: str, session: str, derivative: str, folders: Sequence[str] = ()
 ) -> BidsFile:
-    """Return what a file's name and place say of it.
+    """Return the properties of a file that its name and folder state.
 
     Args:
         root: The data set.
