@@ -146,7 +146,7 @@ def test_mistakes_are_input_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (lambda: wmlsearch.tune("quick", trials=0), "trials must be "),
         (
             lambda: wmlsearch.tune("quick", objective="val_loss"),
-            "objective must be val_dice.* but got val_loss",
+            "objective must be val_dice.* but got 'val_loss'",
         ),
         (lambda: wmlsearch.tune("quick", naem="s"), r"has no keyword 'naem' \(did you mean 'name'\?\)$"),
         (lambda: wmlsearch.resume("s", trails=9), r"resume\(\) has no keyword 'trails' \(did you mean 'trials'\?\)$"),

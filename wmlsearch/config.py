@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wmlsearch.errors import InputError, short_repr, unknown_name
+from wmlsearch.errors import InputError, short_repr, similar_name, unknown_name
 
 # Metrics of the weights of an epoch. The objective, or the first of several, is one of them: it selects the epoch whose
 # weights are kept.
@@ -423,8 +423,7 @@ class RunSettings(_Strict):
 
     @model_validator(mode="after")
     def _check_objectives(self) -> RunSettings:
-        faults = list(_objective_faults(self) if self.objectives else _single_objective_faults(self.objective))
-        if faults:
+        if self.objectives and (faults := list(_objective_faults(self))):
             raise ValueError("\n".join(faults))
         return self
 
@@ -468,16 +467,28 @@ class RunSettings(_Strict):
         except ValidationError as error:
             raise InputError("these settings are not valid", validation_faults(error, cls)) from None
 
+    @classmethod
+    def for_new_run(cls, values: Mapping[str, Any]) -> RunSettings:
+        """Validate the `values` of a search or training that begins. Raises InputError with all faults.
 
-def _single_objective_faults(name: str) -> Iterator[str]:
-    """Yield why this metric cannot be the only objective."""
-    if name not in OBJECTIVES:
-        yield f"objective: {unknown_name(name, QUALITY_METRICS)}"
-    elif name not in QUALITY_METRICS:
-        yield (
-            f"objective must be {_one_of(QUALITY_METRICS)}, because it is maximized and selects each trial's best "
-            f"epoch and its weights, but got {name}; in `objectives`, {name} can stand after one of them"
-        )
+        Files of older versions can have a single `objective` that is refused here: in Python it was any text.
+        """
+        settings = cls.from_mapping(values)
+        if settings.objective not in QUALITY_METRICS:
+            raise InputError("these settings are not valid", [_single_objective_fault(settings.objective)])
+        return settings
+
+
+def _single_objective_fault(name: str) -> str:
+    """Return why this metric, none of `QUALITY_METRICS`, cannot be the only objective."""
+    fault = (
+        f"objective must be {_one_of(QUALITY_METRICS)}, because it is maximized and selects each trial's best epoch "
+        f"and its weights, but got {short_repr(name)}"
+    )
+    if name in OBJECTIVES:
+        return f"{fault}; in `objectives`, {name} can stand after one of them"
+    similar = similar_name(name, QUALITY_METRICS)
+    return fault if similar is None else f"{fault} (did you mean {similar!r}?)"
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -37,7 +37,13 @@ def short_repr(value: Any) -> str:
 
 def unknown_name(name: object, valid: Sequence[str]) -> str:
     """Return `unknown name 'dropuot': did you mean 'dropout'?`, or all valid names if none is similar."""
-    similar = difflib.get_close_matches(name, valid, n=1) if isinstance(name, str) else []
+    similar = similar_name(name, valid)
     return f"unknown name {short_repr(name)}: " + (
-        f"did you mean {similar[0]!r}?" if similar else f"valid names are {', '.join(valid)}"
+        f"valid names are {', '.join(valid)}" if similar is None else f"did you mean {similar!r}?"
     )
+
+
+def similar_name(name: object, valid: Sequence[str]) -> str | None:
+    """Return the valid name that is most similar to `name`; None if none is similar."""
+    similar = difflib.get_close_matches(name, valid, n=1) if isinstance(name, str) else []
+    return similar[0] if similar else None

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import wmlsearch
 from wmlsearch.cli import main
 from wmlsearch.config import VALUES_BEFORE, TrialConfig
 from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
+from wmlsearch.errors import InputError
 from wmlsearch.inference.export import load_exported
 from wmlsearch.runs.checks import open_search
 from wmlsearch.runs.evaluation import VOLUMES
@@ -111,6 +113,21 @@ def test_a_finished_search() -> None:
     assert search.usage().final_seconds == pytest.approx(89.822, abs=1e-3)
     ledger = search.trial(0).ledger()
     assert (ledger.rows, ledger.params, ledger.state, ledger.files) == (4, True, "completed", ["certificate"])
+
+
+@pytest.mark.parametrize("objective", ["val_recall", "val_loss"])
+def test_a_search_by_an_objective_that_a_new_search_cannot_have(old: Path, objective: str) -> None:
+    """In Python it was any text: `val_recall` worked, and `val_loss` was maximized."""
+    for file in (*old.glob("runs/finished/**/config.json"), old / "runs/finished/search.json"):
+        values = json.loads(file.read_text())
+        values["settings"]["objective"] = objective
+        file.write_text(json.dumps(values))
+    board = leaderboard(open_search("finished", old / "runs"))
+    assert board.objective == objective
+    assert len(board.trials) == 4
+    assert "finished" in run("status", "finished")
+    with pytest.raises(InputError, match=f"objective must be .* but got {objective!r}"):
+        wmlsearch.tune("quick", objective=objective)
 
 
 def test_its_evaluation_and_models() -> None:

@@ -53,7 +53,7 @@ def request_search(
     choices: SearchChoices,
     make_phantom: Callable[[], Path],
     say: Callable[[str], None],
-    validate: Validate = RunSettings.from_mapping,
+    validate: Validate = RunSettings.for_new_run,
 ) -> SearchRequest:
     """Return the request for a new search, or for the forecast of one. Raises InputError for what cannot run.
 
