@@ -77,6 +77,17 @@ def test_trials_that_differ_only_where_nothing_has_an_effect_are_the_same(search
     assert candidates(search) == ["0001", "0004"]
 
 
+def test_in_a_search_of_an_older_version_trials_differ_by_any_hyperparameter(search: SearchDir) -> None:
+    add(search.trial(0), {}, [0.5])
+    add(search.trial(1), {"schedule": "cosine", "plateau_patience": 3}, [0.9])
+    add(search.trial(2), {"schedule": "cosine", "plateau_patience": 7}, [0.9])
+    add(search.trial(3), {"schedule": "cosine", "plateau_patience": 7}, [0.8])
+    add(search.trial(4), {}, [0.7])
+    board, baseline = leaderboard(search), baseline_config(search)
+    trials = select_candidates(board, 3, baseline, all_hyperparameters=True)
+    assert [run.name for run in trials] == ["0001", "0002"]
+
+
 @pytest.mark.parametrize("state", ["stopped", "interrupted"])
 def test_a_trial_that_was_ended_early_far_behind_is_no_candidate(state: str, search: SearchDir) -> None:
     """The best trial has 0.6, so 0.54 is the lowest value of a candidate that was ended early."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -82,8 +83,8 @@ class Ending:
         for number, value in {0: 0.5, **trials}.items():
             self.add_trial(number, value)
 
-    def add_trial(self, number: int, value: float, state: str = "completed") -> None:
-        config = TrialConfig() if number == 0 else TrialConfig(depth=number)
+    def add_trial(self, number: int, value: float, state: str = "completed", **config_values: Any) -> None:
+        config = TrialConfig() if number == 0 else TrialConfig(**{"depth": number, **config_values})
         about = {"name": f"trial-{number:04d}", "config": config.model_dump(), "settings": self.plan.settings}
         run = RunDir.create(self.search.trial(number).path, run_record(about, data=self.plan.data_record.as_json()))
         run.append(row(value))
@@ -544,6 +545,27 @@ def test_a_search_that_an_older_version_has_judged_stays_as_it_is(
     assert ending.search.evaluation() is None
     assert (ending.search.path / "test-of-trial-0002.json").is_file(), "its verdict was about another champion"
     assert ending.opened() == 1
+
+
+@pytest.mark.parametrize(("version", "second"), [("older", "trial-0002"), ("this", "trial-0003")])
+def test_a_search_of_an_older_version_keeps_its_candidates(
+    version: str, second: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, trials that differ only in a hyperparameter without effect were two candidates."""
+    ending = Ending(tmp_path / "s", data, {}, confirm_seeds=1, final_runs=1)
+    if version == "older":
+        file = ending.search.file("record")
+        record = json.loads(file.read_text())
+        del record["candidates_differ_in"]
+        file.write_text(json.dumps(record))
+    ending.add_trial(1, 0.9, schedule="cosine")
+    ending.add_trial(2, 0.8, depth=1, schedule="cosine", plateau_patience=7)
+    ending.add_trial(3, 0.7)
+    ending.go_on(better, monkeypatch)
+    assert ending.trained[:3] == ["paper-seed1", "trial-0001-seed1", f"{second}-seed1"]
+    trained = len(ending.trained)
+    ending.go_on(better, monkeypatch)
+    assert len(ending.trained) == trained, "a resumed search trains none of them again"
 
 
 @pytest.fixture

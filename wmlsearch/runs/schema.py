@@ -226,6 +226,9 @@ class SearchRecord(FolderRecord):
     warm_start: WarmStart | None = None
     # What experience says of the trials from number 1 on: hyperparameters by name. The sampler draws those left out.
     portfolio: list[dict[str, Any]] = Field(default_factory=list)
+    # What tells two candidates apart: their training, or, as in older versions, any hyperparameter, also one without
+    # effect. A search keeps its rule, so that a completed one does not get other candidates.
+    candidates_differ_in: Literal["training", "hyperparameters"] = "hyperparameters"
     packing: dict[str, Any] = Field(default_factory=dict)  # measurements of `--trials-per-gpu auto`
 
 

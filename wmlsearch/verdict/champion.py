@@ -91,21 +91,29 @@ class Candidate:
         return (*self.selection, *self.judgement)
 
 
-def select_candidates(board: Leaderboard, count: int, baseline: TrialConfig) -> list[RunDir]:
+def select_candidates(
+    board: Leaderboard, count: int, baseline: TrialConfig, *, all_hyperparameters: bool = False
+) -> list[RunDir]:
     """Return the best `count` trials with different configurations, the baseline's excluded, from best to worst.
 
     A trial that failed or diverged is no candidate. One that was ended before its last epoch is a candidate only if its
     value is at least `FAR_BEHIND` of the best trial's. Two trials are the same if they differ only in hyperparameters
     that have no effect in them, and their learning rate factors (--scheduler pbt) are equal. A child whose best epoch
     its parent trained is left out: its weights are the parent's.
+
+    Args:
+        board: The trials, from best to worst.
+        count: Maximum number of candidates.
+        baseline: The baseline configuration.
+        all_hyperparameters: Whether trials also differ by hyperparameters that have no effect, as in older versions.
     """
     selected: dict[tuple[object, ...], RunDir] = {}
-    baseline_training = _training(baseline, {})
+    baseline_training = _training(baseline, {}, all_hyperparameters)
     highest = max((entry.value for entry in board.trials if _can_be_candidate(entry) and entry.value), default=0.0)
     for entry in board.trials if count else ():
         run = RunDir(Path(entry.path))
         record = run.record()
-        training = _training(record.config, record.rate_factors)
+        training = _training(record.config, record.rate_factors, all_hyperparameters)
         inherited = (entry.best.epoch if entry.best else 0) <= record.parent_epoch
         if not _can_be_candidate(entry) or training == baseline_training or inherited or training in selected:
             continue
@@ -121,8 +129,9 @@ def _can_be_candidate(entry: Entry) -> bool:
     return entry.value is not None and entry.state not in BAD
 
 
-def _training(config: TrialConfig, rate_factors: Mapping[int, float]) -> tuple[object, ...]:
-    return identity(config.model_dump()), tuple(sorted(rate_factors.items()))
+def _training(config: TrialConfig, rate_factors: Mapping[int, float], all_hyperparameters: bool) -> tuple[object, ...]:
+    values = config.model_dump()
+    return tuple(values.values()) if all_hyperparameters else identity(values), tuple(sorted(rate_factors.items()))
 
 
 def baseline_config(search: SearchDir) -> TrialConfig:

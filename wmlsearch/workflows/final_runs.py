@@ -79,7 +79,8 @@ def _selection_runs(search: SearchDir, settings: RunSettings) -> tuple[list[_Con
     """Return the baseline configuration and the best candidates, and their runs: none where there is no candidate."""
     baseline = baseline_config(search)
     configurations = [_Configuration(PAPER, baseline, {})]
-    for trial in select_candidates(leaderboard(search), settings.confirm_top, baseline):
+    old_rule = search.record().candidates_differ_in == "hyperparameters"
+    for trial in select_candidates(leaderboard(search), settings.confirm_top, baseline, all_hyperparameters=old_rule):
         record = trial.record()
         configurations.append(_Configuration(record.name, record.config, record.rate_factors))
     if len(configurations) == 1 and all(run.record().purpose == "judgement" for run in search.finals()):

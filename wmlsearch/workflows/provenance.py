@@ -95,6 +95,7 @@ def search_record(
         data_path=str(plan.data.resolve()),
         warm_start=WarmStart(taken=earlier_trials, left_out=dict(left_out)),
         portfolio=[dict(values) for values in portfolio],
+        candidates_differ_in="training",
         shape=plan.placement.shape,
         storage=plan.placement.storage_without_password,
         ray_address=plan.placement.given_ray_address,
