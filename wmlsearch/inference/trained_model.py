@@ -21,6 +21,7 @@ from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.unet import UNet
 from wmlsearch.model.validation import VALIDATION_BATCH
 from wmlsearch.runs.folders import RunDir
+from wmlsearch.runs.objectives import best_epoch
 
 MAX_FAULTS = 6  # of a file of weights, in a message
 
@@ -37,29 +38,38 @@ class TrainedModel:
     seed: int = 0
     fold: int | None = None  # of development patients, on which it was validated; None: not known
     postprocessing: Postprocessing = NO_POSTPROCESSING  # what it does beside the threshold
+    epoch: tuple[int, float] | None = None  # of its weights: the number, and when it ended, Unix s; None: not known
 
     @classmethod
-    def load(cls, best: Path) -> TrainedModel:
-        """Load a run's `best.pt`, for prepared slices. Raises InputError if it is missing or damaged."""
-        state = load_checkpoint(best)
+    def load(cls, best: Path, location: str = "") -> TrainedModel:
+        """Load a run's `best.pt`, for prepared slices. Raises InputError if it is missing or damaged.
+
+        Args:
+            best: The file.
+            location: What errors call the file. "": its path.
+        """
+        location = location or str(best)
+        state = load_checkpoint(best, location)
         try:
-            config = TrialConfig.from_record(state["config"], str(best))
+            config = TrialConfig.from_record(state["config"], location)
             chosen = "threshold" in state  # older versions used the best threshold for the pooled Dice
             threshold = float(state["threshold"] if chosen else state["report"]["val_threshold"])
             tensors, seed = dict(state["model"]), int(state["seed"])
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"{best}: not a checkpoint of wmlsearch ({reason}); restore it from a copy") from None
-        threshold = check_threshold(threshold, f"{best}: {'threshold' if chosen else 'val_threshold'}")
-        return cls(build_unet(config, tensors, str(best)), config, threshold, name=best.parent.name, seed=seed)
+            raise InputError(f"{location}: not a checkpoint of wmlsearch ({reason}); restore it from a copy") from None
+        threshold = check_threshold(threshold, f"{location}: {'threshold' if chosen else 'val_threshold'}")
+        unet = build_unet(config, tensors, location)
+        return cls(unet, config, threshold, name=best.parent.name, seed=seed, epoch=_epoch_of(state.get("report")))
 
     @classmethod
-    def from_run(cls, run: RunDir, weights: Path | None = None) -> TrainedModel:
+    def from_run(cls, run: RunDir, weights: Path | None = None, location: str = "") -> TrainedModel:
         """Load the model of a run folder, for raw images. Raises InputError if the run has no weights (any more).
 
         Args:
             run: The run.
             weights: The file of its weights. None: `best.pt` in its folder.
+            location: What errors call this file. "": its path.
         """
         record, weights = run.record(), weights or run.best
         if not weights.is_file():
@@ -68,7 +78,18 @@ class TrainedModel:
                 "theirs, choose one of them"
             )
         preprocessing = Preprocessing.of(record.data.as_json(), str(run.file("record")))
-        return replace(cls.load(weights), preprocessing=preprocessing, name=record.name, fold=record.fold)
+        return replace(cls.load(weights, location), preprocessing=preprocessing, name=record.name, fold=record.fold)
+
+    def has_latest_weights(self, run: RunDir) -> bool:
+        """Return whether the weights are those of the best epoch that the run folder has, or of an epoch after all.
+
+        A copy of the weights in a run folder is out of date where the run was resumed and found a better epoch.
+        """
+        rows = run.rows()
+        best = best_epoch(rows, run.record().settings.objective)
+        if self.epoch is None or best is None or self.epoch[0] > len(rows):
+            return True
+        return self.epoch == (best.epoch, best.time)
 
     @property
     def needs_whole_volumes(self) -> bool:
@@ -127,6 +148,14 @@ class TrainedModel:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             logits = networks_on(batch.device)(self.unet, batch)
         return torch.sigmoid(logits)[:, 0]
+
+
+def _epoch_of(report: object) -> tuple[int, float] | None:
+    """Return number and end of the epoch that a checkpoint reports, if it does."""
+    if not isinstance(report, Mapping):
+        return None
+    number, end_s = report.get("epoch"), report.get("time")
+    return (number, end_s) if isinstance(number, int) and isinstance(end_s, float) else None
 
 
 def build_unet(config: TrialConfig, tensors: Mapping[str, Any], where: str) -> UNet:

@@ -30,15 +30,21 @@ def save_atomically(state: Mapping[str, Any], path: Path) -> None:
     retry_while_unavailable(lambda: write_bytes(path, buffer.getbuffer()), path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's contents, on the CPU. Nothing in the file is executed. Raises InputError."""
+def load_checkpoint(path: Path, name: str = "") -> dict[str, Any]:
+    """Return a checkpoint's contents, on the CPU. Nothing in the file is executed. Raises InputError.
+
+    Args:
+        path: The file.
+        name: What errors call it. "": its path.
+    """
+    name = name or str(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickles, which are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle raise many kinds for damaged files
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {RESTORE_HINT}") from None
+        raise InputError(f"{name}: not a readable checkpoint ({type(error).__name__}); {RESTORE_HINT}") from None
     if not isinstance(state, dict) or type(state.get("format")) is not int or state["format"] != CHECKPOINT_FORMAT:
-        raise InputError(f"{path}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); {RESTORE_HINT}")
+        raise InputError(f"{name}: not a checkpoint of wmlsearch (format {CHECKPOINT_FORMAT}); {RESTORE_HINT}")
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Literal
 
@@ -45,11 +46,7 @@ def write_examples(search: SearchDir, data: Path) -> Path | None:
     positions = _select_slices(masks, patients)
     experts = masks[positions]
     columns = [("expert", experts == LESION, EXPERT_COLOUR)]
-    for title, run, colour in models:
-        try:
-            model = TrainedModel.load(run.best)
-        except InputError:
-            continue
+    for title, model, colour in models:
         batch, _ = prepared.with_input_of(model.config).val.batch(torch.tensor(positions))
         columns.append((title, model.probabilities_of_input(batch).numpy() >= model.threshold, colour))
     path = search.report / "examples.png"
@@ -70,16 +67,24 @@ def write_examples(search: SearchDir, data: Path) -> Path | None:
     return path
 
 
-def _models(search: SearchDir) -> list[tuple[str, RunDir, str]]:
-    """Return the best trial and a baseline run, if they have weights: title, run, colour."""
+def _models(search: SearchDir) -> list[tuple[str, TrainedModel, str]]:
+    """Return title, model and colour of the best trial and a baseline run, where the folder has the weights of their
+    best epoch."""
     board = leaderboard(search)
     title = f"highest {board.objective}" if board.objectives else "best trial"
     entries = [(title, board.best, CHAMPION_COLOUR)]
     # Another fold's run has trained on the patients that are shown.
     unseen = [entry for entry in board.finals if RunDir(Path(entry.path)).record().fold == 0]
     entries += [("baseline", entry, BASELINE_COLOUR) for entry in unseen[:1]]
-    models = [(title, RunDir(Path(entry.path)), colour) for title, entry, colour in entries if entry is not None]
-    return [(title, run, colour) for title, run, colour in models if run.best.is_file()]
+    models = []
+    for title, entry, colour in entries:
+        run = RunDir(Path(entry.path)) if entry is not None else None
+        if run is not None and run.best.is_file():
+            with contextlib.suppress(InputError):
+                model = TrainedModel.load(run.best)
+                if model.has_latest_weights(run):
+                    models.append((title, model, colour))
+    return models
 
 
 def _write(axes: Axes, text: str, side: Literal["left", "right"]) -> None:
