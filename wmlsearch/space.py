@@ -120,13 +120,16 @@ class SearchSpace:
             )
         return self.config(next(iter(only.values())))
 
-    def sample(self, rng: np.random.Generator) -> dict[str, Value]:
-        """Draw values of the active dimensions, independent and uniform (log-uniform in a range with `log`)."""
+    def sample(self, rng: np.random.Generator, given: Mapping[str, Value] | None = None) -> dict[str, Value]:
+        """Draw values of the active dimensions, independent and uniform (log-uniform in a range with `log`).
+
+        Those that are `given` are not drawn.
+        """
         values: dict[str, Value] = {}
-        defaults = self.defaults
+        defaults, given = self.defaults, given or {}
         for name, dimension in self.dimensions.items():
             if dimension.active({**defaults, **values}):
-                values[name] = dimension.domain.sample(rng)
+                values[name] = given[name] if name in given else dimension.domain.sample(rng)
         return values
 
     @property

@@ -92,6 +92,25 @@ def test_a_configuration_from_experience_that_was_tried_is_left_to_the_sampler(t
     assert [study.origin(number) for number in range(3)] == ["", "", EXPERIENCE]
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_experience_leaves_to_the_sampler_makes_it_another_configuration(
+    sampler: str, seed: int, tmp_path: Path
+) -> None:
+    search = SearchDir(tmp_path / "s")
+    search.path.mkdir()
+    space = SearchSpace.from_mapping({**SIX, "depth": {"choices": [3, 4]}})
+    portfolio = [{"loss": "dice"}, {"loss": "dice"}, {"loss": "dice", "depth": 3}, {"depth": 4}, {"norm": "batch"}]
+    study = Study(search, space, RunSettings(trials=9, sampler=sampler, seed=seed), portfolio)
+    configs = [study.ask(number) for number in range(9)]
+    assert len(set(configs)) == 9
+    for number, config in enumerate(configs[1:6]):
+        if study.origin(number + 1):
+            assert config.model_dump().items() >= portfolio[number].items()
+        else:
+            assert number == 2, "two others have dice, and perhaps depth 3 with both normalisations"
+
+
 def test_a_trial_outside_the_space_is_none_of_its_configurations(tmp_path: Path) -> None:
     study = new_study(tmp_path / "s", {**SIX, "depth": 3}, trials=20)
     assert tried(study, 0) == TrialConfig()

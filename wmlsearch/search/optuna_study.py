@@ -169,28 +169,24 @@ class Study:
             configurations = f"all {count} configurations" if count > 1 else "the only configuration"
             raise SpaceExhaustedError(f"{configurations} of the space {'have' if count > 1 else 'has'} been tried")
         sampler = self._given(baseline) if number == 0 else self._sampler(number)
-        position = number - sum(child < number for child in self._children)  # among the trials that are no children
-        if 1 <= position <= len(self._portfolio) and not self._was_tried(self._portfolio[position - 1]):
-            values = self._portfolio[position - 1]
-            self._study.enqueue_trial(dict(values), user_attrs=_user_attrs(number, EXPERIENCE))
-        else:
-            self._queue(_user_attrs(number, ""))
-            sampler = self._untried(number, sampler) if number else sampler
-        trial = self._begin(number, sampler)
+        given = self._from_experience(number)
+        self._queue(_user_attrs(number, EXPERIENCE if given else ""))
+        trial = self._begin(number, self._untried(number, sampler, given) if number else sampler)
         self._journal.write()
         config = self.space.config(trial.params)
         self._tried.add(config)
         return config
 
-    def _was_tried(self, values: Mapping[str, Any]) -> bool:
-        """Return whether a trial had this configuration of the portfolio, if it leaves nothing to the sampler."""
-        whole, chosen = self.space.defaults, dict[str, Any]()
-        for name, dimension in self.space.dimensions.items():
-            if dimension.active(whole):
-                if name not in values:
-                    return False
-                whole[name] = chosen[name] = values[name]
-        return chosen in self._tried
+    def _from_experience(self, number: int) -> Mapping[str, Any]:
+        """Return the hyperparameters that the portfolio has for a trial.
+
+        It has none if no configuration with them was found that was not tried: the sampler proposes another one.
+        """
+        position = number - sum(child < number for child in self._children)  # among the trials that are no children
+        if not 1 <= position <= len(self._portfolio):
+            return {}
+        values = self._portfolio[position - 1]
+        return {} if self._tried.draw_other(self._random(number), values) is None else values
 
     def add_child(self, number: int) -> None:
         """Note that a trial is the child of another one (--scheduler pbt), so the study does not propose it."""
@@ -224,11 +220,14 @@ class Study:
     def _given(self, config: TrialConfig) -> BaseSampler:
         return _GivenValues(self._distributions, self.space.active_values(config))
 
-    def _untried(self, number: int, sampler: BaseSampler) -> BaseSampler:
-        """Return a sampler for trial `number` that proposes what no trial has had."""
-        rng = np.random.default_rng((self.settings.seed, number, zlib.crc32(b"untried")))
+    def _untried(self, number: int, sampler: BaseSampler, given: Mapping[str, Any]) -> BaseSampler:
+        """Return a sampler for trial `number` that proposes what no trial has had, with the `given` values."""
         proposals = 1 if sampler is self._forest else PROPOSALS  # the forest leaves out by itself what was tried
-        return UntriedSampler(sampler, self.space, self._tried, rng, proposals)
+        return UntriedSampler(sampler, self.space, self._tried, self._random(number), proposals, given)
+
+    def _random(self, number: int) -> np.random.Generator:
+        """Return the random numbers by which a configuration for trial `number` is drawn that was not tried."""
+        return np.random.default_rng((self.settings.seed, number, zlib.crc32(b"untried")))
 
     def _sampler(self, number: int) -> BaseSampler:
         if self.settings.sampler == "forest":

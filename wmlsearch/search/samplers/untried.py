@@ -20,7 +20,7 @@ from wmlsearch.search.distributions import search_space
 from wmlsearch.space import Choices, SearchSpace, Value, different_configurations
 
 PROPOSALS = 5  # of a sampler, before a configuration is drawn at random
-RANDOM_DRAWS = 100  # from a space with too many configurations to count them
+RANDOM_DRAWS = 100  # from a space with too many configurations to count them, or where some values are given
 
 
 class TriedConfigurations:
@@ -56,12 +56,12 @@ class TriedConfigurations:
         """Whether each configuration of the space has been tried. Only a space that is counted can be complete."""
         return self._left is not None and not self._left
 
-    def draw_other(self, rng: np.random.Generator) -> dict[str, Value] | None:
-        """Draw a configuration at random that was not tried; None if that failed."""
-        if self._left is not None:
+    def draw_other(self, rng: np.random.Generator, given: Mapping[str, Value] | None = None) -> dict[str, Value] | None:
+        """Draw a configuration at random that was not tried, with the `given` values; None if that failed."""
+        if self._left is not None and not given:
             left = list(self._left.values())
             return left[int(rng.integers(len(left)))] if left else None
-        drawn = (self._space.sample(rng) for _ in range(RANDOM_DRAWS))
+        drawn = (self._space.sample(rng, given) for _ in range(RANDOM_DRAWS))
         return next((values for values in drawn if values not in self), None)
 
 
@@ -74,6 +74,7 @@ class UntriedSampler(BaseSampler):
         tried: The configurations that were tried.
         rng: Draws a configuration at random where the sampler proposed none that was not tried.
         proposals: 1 if the sampler would always propose the same.
+        given: Values that are decided. The sampler proposes those of the other dimensions.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class UntriedSampler(BaseSampler):
         tried: TriedConfigurations,
         rng: np.random.Generator,
         proposals: int = PROPOSALS,
+        given: Mapping[str, Value] | None = None,
     ) -> None:
         self._sampler, self._space, self._tried, self._rng, self._proposals = sampler, space, tried, rng, proposals
+        self._given = given or {}
         self._distributions, self._defaults = search_space(space), space.defaults
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -97,18 +100,20 @@ class UntriedSampler(BaseSampler):
             values = self._propose(study, trial)
             if values not in self._tried:
                 return values
-        other = self._tried.draw_other(self._rng)
+        other = self._tried.draw_other(self._rng, self._given)
         return values if other is None else dict(other)
 
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        """Return the values of the active dimensions that the sampler proposes, drawn in the order that Optuna does."""
+        """Return the values of the active dimensions, given or proposed by the sampler in the order that Optuna has."""
         sampler = self._sampler
         together = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
         values: dict[str, Any] = {}
         for name, dimension in self._space.dimensions.items():
             if not dimension.active({**self._defaults, **values}):
                 continue
-            if isinstance(dimension.domain, Choices) and len(dimension.domain.values) == 1:
+            if name in self._given:
+                values[name] = self._given[name]
+            elif isinstance(dimension.domain, Choices) and len(dimension.domain.values) == 1:
                 values[name] = dimension.domain.values[0]
             elif name in together:
                 values[name] = together[name]
