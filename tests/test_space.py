@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -492,6 +495,48 @@ def test_a_range_has_too_many_configurations_where_it_has_an_effect() -> None:
     momentum = {"low": 0.1, "high": 0.2, "when": {"norm": "batch"}}
     conditional = {"norm": {"choices": ["instance", "batch"]}, "norm_momentum": momentum}
     assert different_configurations(SearchSpace.from_mapping(conditional), 10**6) is None
+
+
+def test_configurations_that_differ_by_a_condition_on_a_range_without_effect() -> None:
+    """Trials with a patience of 1 or 2 have another dropout; the lowest number without a condition is 3."""
+    values = {
+        "schedule": "constant",
+        "plateau_patience": {"low": 1, "high": 20},
+        "dropout": {"choices": [0.2, 0.3], "when": {"plateau_patience": [1, 2]}},
+    }
+    found = different_configurations(SearchSpace.from_mapping(values), 10)
+    assert found is not None
+    assert list(found.values()) == [
+        {"plateau_patience": 1, "dropout": 0.2}, {"plateau_patience": 1, "dropout": 0.3}, {"plateau_patience": 3},
+    ]  # fmt: skip
+    values["plateau_patience"] = {"low": 1, "high": 2}
+    found = different_configurations(SearchSpace.from_record(values, "all numbers have the condition"), 10)
+    assert found is not None
+    assert len(found) == 2
+
+
+def test_the_order_of_configurations_does_not_depend_on_the_hash_seed() -> None:
+    """One of them is drawn by its place."""
+    program = """
+from wmlsearch.space import SearchSpace, different_configurations
+print(different_configurations(SearchSpace.from_mapping({
+    "plateau_patience": {"choices": [3, 4], "when": {"optimizer": "adam"}},
+    "optimizer_epsilon": {"choices": [1e-7, 1e-8]},
+    "plateau_factor": {"choices": [0.1, 0.2]},
+}), 100))
+"""
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1")
+    )
+    assert "plateau_patience" in first
+    assert first == second
 
 
 def test_more_configurations_than_are_counted() -> None:

@@ -498,9 +498,13 @@ def _cases(space: SearchSpace, names: Sequence[str]) -> Iterable[_Case]:
 def _by_effect(
     domain: Choices | Range, allowed: Mapping[str, tuple[Value, ...]]
 ) -> dict[frozenset[str], tuple[Value, ...]]:
-    """Return the values of a domain by the dimensions that they make inactive; of a range the bounds.
+    """Return the values of a domain by the dimensions that they make inactive.
 
-    `allowed` are the values beside which each other dimension is active.
+    Of a range these are the numbers that conditions name, and the lowest and the highest of the others.
+
+    Args:
+        domain: The values of a hyperparameter.
+        allowed: The values beside which each other dimension is active.
     """
     mentioned = {value: None for each in allowed.values() for value in each if value in domain}
     values = domain.values if isinstance(domain, Choices) else () if _is_continuous(domain) else tuple(mentioned)
@@ -508,8 +512,18 @@ def _by_effect(
     for value in values:
         groups.setdefault(frozenset(name for name, each in allowed.items() if value not in each), []).append(value)
     if isinstance(domain, Range) and not (domain.whole and len(values) > domain.high - domain.low):  # it has others
-        groups.setdefault(frozenset(allowed), []).extend((domain.low, domain.high))
+        groups.setdefault(frozenset(allowed), []).extend(_bounds_without(domain, values))
     return {inactive: tuple(each) for inactive, each in groups.items()}
+
+
+def _bounds_without(domain: Range, named: Sequence[Value]) -> tuple[int | float, int | float]:
+    """Return the lowest and the highest number of a range that are not `named`; a continuous range has its bounds."""
+    if not domain.whole:
+        return domain.low, domain.high
+    numbers = range(int(domain.low), int(domain.high) + 1)
+    return next(each for each in numbers if each not in named), next(
+        each for each in numbers[::-1] if each not in named
+    )
 
 
 class _TooManyError(Exception):
@@ -522,7 +536,7 @@ def different_configurations(space: SearchSpace, limit: int) -> dict[Identity, d
     More than `MAX_COUNTED` are never counted. They are values of the active dimensions, from which `SearchSpace.config`
     builds the configuration.
     """
-    parents = {name: {*dimension.when, *NEEDED.get(name, ())[:1]} for name, dimension in space.dimensions.items()}
+    parents = {name: [*dimension.when, *NEEDED.get(name, ())[:1]] for name, dimension in space.dimensions.items()}
     configurations: dict[Identity, dict[str, Value]] = {}
     limit = min(limit, MAX_COUNTED)
     try:
