@@ -75,7 +75,8 @@ def test_status_of_a_killed_search_says_how_to_go_on(out: Path, tmp_path: Path) 
     search_in(out)
     result = CliRunner().invoke(main, ["status", "s", "--out", str(out)])
     assert re.search(
-        r"^its process has been gone since \d\d:\d\d, 0 of \d+ trials; continue with wmlsearch tune",
+        r"^no process has held this folder since \d\d:\d\d \(it died, or the folder is a copy\), 0 of \d+ trials; "
+        r"continue with wmlsearch tune",
         result.stdout,
         re.M,
     )
@@ -154,6 +155,6 @@ def test_stop_of_a_killed_search_says_how_to_go_on(out: Path, tmp_path: Path) ->
     search_in(out)
     result = CliRunner().invoke(main, ["stop", "s", "--out", str(out)])
     assert result.exit_code == 2
-    assert "its process has been gone since" in result.stderr
+    assert "no process has held this folder since" in result.stderr
     (text,) = commands_in(result.stderr)
     assert parsed(text, tmp_path)["resume"] == "s"

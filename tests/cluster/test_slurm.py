@@ -106,7 +106,7 @@ def batch_script(data: Path, name: str, ending: str) -> str:
         r"^DATA=.*$": f"DATA={data}",
         r"^RUNS=.*$": f"RUNS={RUNS}",
         r"^NAME=.*$": f"NAME={name}",
-        r"tune unet": f"tune {SHARED}/slurm-space.yaml {OPTIONS} {ending}",
+        r"tune --continue": f"tune {SHARED}/slurm-space.yaml --continue {OPTIONS} {ending}",
         r' --seed "\$SEED"': "",
     }
     for pattern, replacement in changes.items():

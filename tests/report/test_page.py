@@ -41,7 +41,7 @@ from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION
-from wmlsearch.runs.schema import SelectionRecord
+from wmlsearch.runs.schema import ForecastRecord, SelectionRecord
 from wmlsearch.space import SearchSpace
 from wmlsearch.verdict.comparison import judge
 from wmlsearch.verdict.scores import pooled, score
@@ -514,6 +514,12 @@ def test_a_search_that_runs_has_no_verdict_yet(make: Make) -> None:
     search = make()
     search.set_status("running")
     search.trial(7).set_status("running")
+    search.set_forecast(
+        ForecastRecord(
+            rungs=[], ends_by="", start_s=1, search_s=1, final_runs=0, final_epochs=0, final_s=0,
+            gpu_hours=0, disk_bytes=1, peak_memory_mb=1, epochs=1, total_s=2,
+        )
+    )  # fmt: skip
     with search.locked():
         text = text_of(write_report(search))
     assert "The search was running when this page was written." in text
@@ -521,8 +527,9 @@ def test_a_search_that_runs_has_no_verdict_yet(make: Make) -> None:
     assert "the best trial so far. It was not confirmed in other runs" in text
     text = text_of(write_report(search))
     assert "segmentation on prepared : gone Verdict" in text
-    assert "The search was not finished when this page was written, and its process was gone." in text
-    assert ("No verdict The search has not finished: its process died. `wmlsearch tune --resume` continues it.") in text
+    assert "page was written, and no process held its folder: it died, or the folder is a copy of a search" in text
+    assert "Forecast and actual use forecast so far" in text
+    assert "No verdict The search had not finished when its process died, or when this folder was copied." in text
     assert "running when" not in text
     search.set_status("interrupted", "stopped by Ctrl-C")
     assert "interrupted (stopped by Ctrl-C)" in text_of(write_report(search))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 from records import epoch_row, run_record, search_record
 
+from wmlsearch.cli.search_summary import state_in_words
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.liveness import Liveness, clock, live_state
 
@@ -49,6 +51,19 @@ def test_it_is_gone_since_its_process_wrote_last(sign: str, search: SearchDir) -
     os.utime(search.path / sign, (NOON + 60, NOON + 60))
     liveness = Liveness.of(search)
     assert (liveness.process, liveness.last_sign, liveness.owner) == ("gone", NOON + 60, "process 7 on node3")
+
+
+def test_what_status_says_of_a_copy(search: SearchDir) -> None:
+    """Fetched folders lack the owner; those that were copied by other means may have one of another machine."""
+    with search.locked():
+        pass
+    assert re.fullmatch(r"its process has been gone since [^(]*", state_in_words(search))
+    (search.path / "owner").write_text("process 7 on node3\n")
+    assert state_in_words(search).endswith(" (it was process 7 on node3; it died, or the folder is a copy)")
+    for file in (search.path / "owner", search.path / ".owner-claim"):
+        file.unlink(missing_ok=True)
+    assert state_in_words(search).startswith("no process has held this folder since ")
+    assert state_in_words(search).endswith(" (it died, or the folder is a copy)")
 
 
 def test_a_stop_does_not_wake_a_silent_process(search: SearchDir, monkeypatch: pytest.MonkeyPatch) -> None:

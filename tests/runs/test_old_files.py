@@ -162,7 +162,7 @@ def test_status_and_report(old: Path) -> None:
     assert "finished: completed, 4 of 4 trials on prepared" in output
     assert "trial-0003" in output
     status = run("status", "killed")
-    assert re.search(r"killed: its process has been gone since .*, 6 of 60 trials on prepared", status)
+    assert re.search(r"killed: no process has held this folder since .* a copy\), 6 of 60 trials on\s+prepared", status)
     assert "continue with wmlsearch tune --resume killed" in status
     run("report", "finished")
     page = (old / "runs" / "finished" / "report" / "index.html").read_text()

@@ -74,9 +74,10 @@ class Search:
 
     @property
     def state(self) -> str:
-        """`running`, `completed`, `interrupted`, `failed`, or `gone` (its process died while it was running).
+        """`running`, `completed`, `interrupted`, `failed`, or `gone` (it is recorded as running, without a process).
 
-        A search that is `interrupted` or `gone` can be resumed.
+        The process of a search that is `gone` died, or its folder is a copy of a search that runs elsewhere. A search
+        that is `interrupted` can be resumed, and one that is `gone` if it does not run elsewhere.
         """
         return live_state(self._folder)
 

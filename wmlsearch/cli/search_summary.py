@@ -57,8 +57,11 @@ def state_in_words(run: AnyDir) -> str:
     if state != RUNNING or liveness.process == ALIVE:
         return state
     if liveness.process == GONE:
-        elsewhere = f" (it was {liveness.owner})" if liveness.is_elsewhere else ""
-        return f"its process has been gone since {clock(liveness.last_sign)}{elsewhere}"
+        since = clock(liveness.last_sign)
+        if liveness.owner and not liveness.is_elsewhere:
+            return f"its process has been gone since {since}"
+        owner = f"it was {liveness.owner}; " if liveness.owner else ""
+        return f"no process has held this folder since {since} ({owner}it died, or the folder is a copy)"
     return f"{liveness.owner} has written nothing since {clock(liveness.last_sign)}"
 
 

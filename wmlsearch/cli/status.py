@@ -54,7 +54,7 @@ def status(name: str | None, out: Path, cluster: str | None, storage: str | None
             settings = run.record().settings
             TrainingDisplay(console(), settings).update(run)
             words = state_in_words(run)
-            if words != run.state:  # its process is gone
+            if words != run.state:  # no process holds it
                 words += (
                     f", {len(run.rows())} of at most {plural(settings.epochs, 'epoch')}; a single training cannot be "
                     "resumed, so train it again under another --name"

@@ -12,7 +12,7 @@ def choose_kept(facts: VolumeFacts, keep: str) -> list[bool]:
 
     Args:
         facts: The volume's measures, along the axis of the slices.
-        keep: Brain, lesion or all: see `PrepareOptions`.
+        keep: `brain`, `lesion` or `all`: see `PrepareOptions`.
     """
     if keep == "all":
         return [True] * len(facts.head)

@@ -182,7 +182,7 @@ class Manifest:
         """Return the rows (n,) of a split, ascending.
 
         Args:
-            split: Train, val or test.
+            split: `train`, `val` or `test`.
             kept_only: Only the rows flagged `kept`.
             fold: The patients of this fold, modulo `fold_count`, are val; those of the others are train.
         """

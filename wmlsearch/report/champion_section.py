@@ -106,7 +106,10 @@ def why_no_verdict(
     if state == RUNNING:
         return "The search is still running. The sealed test is opened at its end."
     if state == GONE:
-        return "The search has not finished: its process died. `wmlsearch tune --resume` continues it."
+        return (
+            "The search had not finished when its process died, or when this folder was copied. If it does not run "
+            "elsewhere, `wmlsearch tune --resume` continues it."
+        )
     if not candidates:
         return f"The search ended before its final runs (state: {state.replace('_', ' ')})."
     if not settings.confirm_top:

@@ -22,8 +22,8 @@ class Liveness:
 
     Args:
         process: ALIVE; ENDED: nobody holds the folder, and it says how the search or training ended; GONE: nobody
-            holds it, though it says "running"; or SILENT: another machine's process holds it, and has written nothing
-            for SILENT_AFTER_S.
+            holds it, though it says "running", since the process died or the folder is a copy; or SILENT: another
+            machine's process holds it, and has written nothing for SILENT_AFTER_S.
         last_sign: When its process wrote into the folder last, Unix seconds.
         owner: "process 1234 on node3", or "" where the folder does not tell.
     """
@@ -57,7 +57,10 @@ def process_left(run: AnyDir) -> str:
 
 
 def live_state(run: AnyDir) -> str:
-    """Return the state that a folder records; GONE where that is "running" and nobody holds the folder."""
+    """Return the state that a folder records; GONE where that is "running" and nobody holds the folder.
+
+    A copy of a folder, fetched or made by other means, is GONE too: nothing in it tells whether its search still runs.
+    """
     if run.state == RUNNING and not is_running(run.path):
         return GONE if run.state == RUNNING else run.state  # a process records the end before it lets go of the folder
     return run.state

@@ -171,6 +171,6 @@ def summary_of(run: AnyDir) -> SearchSummary | TrainingSummary:
 
 
 def state_of(run: AnyDir, liveness: Liveness) -> str:
-    """Return the state that the folder records; "gone" where that is "running" and nobody runs it any more."""
+    """Return the state that the folder records; "gone" where that is "running" and no process holds it."""
     state = run.state
     return GONE if state == RUNNING and liveness.process == GONE else state
