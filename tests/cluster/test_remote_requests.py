@@ -314,7 +314,7 @@ def test_an_address_is_shown_without_its_password(tmp_path: Path) -> None:
         assert "open-sesame" not in str(error.value)
         with pytest.raises(InputError, match=r"^--cluster \S*me:\*\*\*@127.0.0.1:1: MLflow is not reached"):
             remote.ui(given, 5000, print)
-    with pytest.raises(InputError, match=r"^--cluster ray://me:\*\*\*@head:10001: ray:// is no address"):
+    with pytest.raises(InputError, match=r"^--cluster ray://me:\*\*\*@head:10001: ray:// is not a dashboard address"):
         Dashboard("ray://me:open-sesame@head:10001")
 
 

@@ -215,7 +215,7 @@ def test_gpu_hours_without_gpus_are_refused(prepared: Path, tmp_path: Path, monk
 def test_the_same_error_three_times_stops_the_search(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(**_: Any) -> Iterator[EpochRow]:
+    def fail(*_: Any, **__: Any) -> Iterator[EpochRow]:
         raise KeyError("val_nonsense")
         yield
 
