@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ def test_data_that_were_prepared_again_are_received_anew(shipment: Shipment, pre
     assert receive_shipment(shipment) == older
     assert (older / MANIFEST).read_bytes() == (prepared / MANIFEST).read_bytes()
     assert receive_shipment(make_shipment(data, again.fingerprint, send=False)) == data
+
+
+def test_a_copy_that_an_older_version_named_by_the_fingerprint_alone_is_used(
+    shipment: Shipment, prepared: Path
+) -> None:
+    older = receive_shipment(shipment)
+    assert older.name == shipment.fingerprint[:32]
+    now = replace(shipment, manifest_sha256=manifest_sha256(prepared))
+    assert now.checksum != shipment.checksum
+    assert receive_shipment(now) == older
+    assert [path for path in older.parent.iterdir() if path.is_dir()] == [older]
 
 
 def test_another_error_of_the_lock_is_told(shipment: Shipment, monkeypatch: pytest.MonkeyPatch) -> None:

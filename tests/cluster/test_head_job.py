@@ -12,7 +12,7 @@ from wmlsearch.cluster import head_job
 from wmlsearch.cluster.head_job import HeadRequest, report, tune
 from wmlsearch.cluster.storage import Storage
 from wmlsearch.cluster.transfer import fingerprint_of, upload_data
-from wmlsearch.data.manifest import manifest_sha256
+from wmlsearch.data.manifest import MASKS, manifest_sha256
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import SearchDir
 
@@ -73,15 +73,36 @@ def test_data_that_were_prepared_again_are_received_anew(started: list[str], pre
     assert report(request.model_copy(update={"manifest_sha256": None})).has_data
     assert not report(request).has_data
     shutil.copytree(prepared, older.with_name(f"{fingerprint}.part"))
-    with pytest.raises(InputError, match="is another data set"):
+    with pytest.raises(InputError, match=r"\.part: has another manifest.json than the data that were asked for; run "):
         tune(request, tmp_path)
-    shutil.rmtree(older.with_name(f"{fingerprint}.part"))
-    shutil.copytree(again, older.with_name(f"{fingerprint}.part"))
+    # as rsync sends them again
+    shutil.copytree(again, older.with_name(f"{fingerprint}.part"), dirs_exist_ok=True)
     tune(request, tmp_path)
     data = older.with_name(f"{fingerprint}-{checksum[:16]}")
     assert started[:4] == ["tune", "quick", "--data", str(data)]
     assert manifest_sha256(data) == checksum
     assert manifest_sha256(older) == manifest_sha256(prepared)
+    assert report(request).has_data
+
+
+@pytest.mark.parametrize("left", ["other data", "half of the data"])
+def test_what_an_earlier_command_sent_does_not_stand_in_the_way_of_the_storage(
+    left: str, started: list[str], prepared: Path, tmp_path: Path
+) -> None:
+    storage, fingerprint = str(tmp_path / "storage"), fingerprint_of(prepared)
+    again = prepared_again(prepared, tmp_path / "again")
+    checksum, sent = manifest_sha256(again), tmp_path / "head" / "data" / f"{fingerprint}.part"
+    shutil.copytree(prepared if left == "other data" else again, sent)
+    if left == "half of the data":
+        (sent / MASKS).unlink()
+    upload_data(storage, again, fingerprint)
+    request = HeadRequest(
+        verb="tune", name="one", space="quick", fingerprint=fingerprint, manifest_sha256=checksum, storage=storage
+    )
+    tune(request, tmp_path)
+    data = sent.with_name(fingerprint)
+    assert started[:4] == ["tune", "quick", "--data", str(data)]
+    assert manifest_sha256(data) == checksum
     assert report(request).has_data
 
 

@@ -216,6 +216,7 @@ def _prepared_data(request: HeadRequest) -> Path:
 def _receive_data(data: Path, fingerprint: str, checksum: str | None, storage: str | None) -> None:
     """Make the folder `data`, unless it exists, of what was sent or is in the storage. Raises InputError, StorageError.
 
+    What was sent goes before the storage, unless it is other data or incomplete: an earlier command may have left it.
     One job at a time does so: several searches may begin at once.
     """
     with open(data.with_name(f"{fingerprint}.lock"), "w") as lock:
@@ -223,16 +224,28 @@ def _receive_data(data: Path, fingerprint: str, checksum: str | None, storage: s
         if data.is_dir():
             return
         received = data.with_name(f"{fingerprint}.part")
-        if storage is not None and not received.is_dir():
+        try:
+            _check_received(received, fingerprint, checksum)
+        except InputError:
+            if storage is None:
+                raise
             received = data.with_name(f"{fingerprint}.fetched")  # made anew, where an earlier job died before the end
             fetch_data(storage, fingerprint, received)
-        if not received.is_dir():
-            raise InputError(f"the head has no prepared data set {fingerprint[:12]}; give --data")
-        manifest = Manifest.read(received)
-        manifest.verify(received)
-        if manifest.fingerprint != fingerprint or checksum not in (None, manifest_sha256(received)):
-            raise InputError(f"{received}: is another data set ({manifest.fingerprint})")
+            _check_received(received, fingerprint, checksum)
         os.replace(received, data)
+
+
+def _check_received(folder: Path, fingerprint: str, checksum: str | None) -> None:
+    """Check that a folder holds a prepared data set, undamaged. Raises InputError."""
+    if not folder.is_dir():
+        raise InputError(f"the head has no prepared data set {fingerprint[:12]}; give --data")
+    manifest = Manifest.read(folder)
+    if manifest.fingerprint != fingerprint or checksum not in (None, manifest_sha256(folder)):
+        raise InputError(
+            f"{folder}: has another manifest.json than the data that were asked for; run the command again with "
+            "--data, which sends them again"
+        )
+    manifest.verify(folder)
 
 
 def _restore(request: HeadRequest, search: SearchDir) -> None:
