@@ -128,6 +128,8 @@ def test_a_shipped_space_that_was_fitted_to_the_data_is_the_same(
     done = tune("unet", "--name", "s", "--data", str(prepared))
     assert "unet has other ranges than the search space that it began with" in done.output
     assert len(calls) == 1
+    assert tune("--name", "s", "--data", str(prepared)).exit_code == 0, "a default that is not named may have changed"
+    assert len(calls) == 2
 
 
 def began_with(search: SearchDir, source: str, values: dict[str, Any], **defaults: Any) -> None:

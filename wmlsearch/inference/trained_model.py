@@ -81,7 +81,7 @@ class TrainedModel:
         return replace(cls.load(weights, location), preprocessing=preprocessing, name=record.name, fold=record.fold)
 
     def has_latest_weights(self, run: RunDir) -> bool:
-        """Return whether the weights are those of the best epoch that the run folder has, or of an epoch after all.
+        """Return whether the weights are those of the best epoch in the run folder, or of one that it lacks.
 
         A copy of the weights in a run folder is out of date where the run was resumed and found a better epoch.
         """
