@@ -26,8 +26,8 @@ from wmlsearch.search.pbt import trial_record
 from wmlsearch.search.recorder import Recorder
 from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.space import SearchSpace
+from wmlsearch.space.yaml_files import read_yaml
 from wmlsearch.workflows.placement import LOCAL, Placement
-from wmlsearch.yaml_files import read_yaml
 
 # The metrics of an epoch. The last six are fillers, for the 25 metrics of the tracking benchmark.
 METRICS = (

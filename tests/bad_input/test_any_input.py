@@ -27,8 +27,8 @@ from wmlsearch.runs.checks import validate_folder
 from wmlsearch.runs.files import read_json, read_lines
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.space import SearchSpace
+from wmlsearch.space.yaml_files import read_yaml
 from wmlsearch.tracking.uri import check_uri
-from wmlsearch.yaml_files import read_yaml
 
 FEW = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -20,9 +20,9 @@ from wmlsearch.runs.files import write_json
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import TrialShape
 from wmlsearch.space import SearchSpace
+from wmlsearch.space.yaml_files import read_yaml
 from wmlsearch.workflows.fitted_space import space_for_data
 from wmlsearch.workflows.search_plan import ResumeRequest
-from wmlsearch.yaml_files import read_yaml
 
 SETTINGS = RunSettings(trials=4, epochs=7, seed=3, baseline=False)
 

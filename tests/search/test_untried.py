@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.effects import identity
 from wmlsearch.runs.folders import SearchDir
 from wmlsearch.runs.schema import EXPERIENCE
 from wmlsearch.search.optuna_study import SpaceExhaustedError, Study
 from wmlsearch.search.samplers.untried import TriedConfigurations
 from wmlsearch.space import SearchSpace
+from wmlsearch.space.effects import identity
 
 SIX = {"loss": {"choices": ["bce", "dice", "bce_dice"]}, "norm": {"choices": ["batch", "instance"]}}
 SAMPLERS = ["forest", "tpe", "gp", "random", "qmc", "cmaes"]

@@ -21,7 +21,6 @@ from whole_search import EPOCHS, run, search_command, start, study_trials, tune
 from wmlsearch.cluster.resources import Slots
 from wmlsearch.config import RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
-from wmlsearch.effects import identity
 from wmlsearch.errors import InputError
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.schema import ENDED, DataRecord
@@ -32,6 +31,7 @@ from wmlsearch.search.scheduler import Scheduler
 from wmlsearch.search.tune_loop import replay_reports
 from wmlsearch.search.warm_start import select_earlier_trials
 from wmlsearch.space import SearchSpace
+from wmlsearch.space.effects import identity
 from wmlsearch.tracking.uri import default_uri
 from wmlsearch.workflows import tune as tune_workflow
 from wmlsearch.workflows.placement import LOCAL, Placement

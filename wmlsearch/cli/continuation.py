@@ -57,8 +57,8 @@ def _began_with(record: SearchRecord, space: str, data: Path | None) -> bool:
     may also refuse a space for a new search.
     """
     from wmlsearch.space import SearchSpace, space_file
+    from wmlsearch.space.yaml_files import read_yaml
     from wmlsearch.workflows.fitted_space import space_for_data
-    from wmlsearch.yaml_files import read_yaml
 
     given, kept = SearchSpace.from_record(read_yaml(space_file(space)), space), record.space.space()
     workers = record.shape.workers_per_trial if record.shape else 1

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from wmlsearch.config import RunSettings, TrialConfig
-from wmlsearch.effects import identity
 from wmlsearch.runs.folders import RunDir, SearchDir
 from wmlsearch.runs.leaderboard import Entry, Leaderboard
 from wmlsearch.runs.names import BASELINE, CHAMPION, PAPER, configuration_of, natural_key
 from wmlsearch.runs.objectives import CANDIDATE_METRIC, POOLED_METRIC, best_epoch
 from wmlsearch.runs.schema import BAD, GOOD, EpochRow, RunRecord, SelectionRecord
 from wmlsearch.runs.wording import be, plural
+from wmlsearch.space.effects import identity
 
 FAR_BEHIND = 0.9  # a trial that was ended early is a candidate from this share of the best trial's value on
 CUT_SHORT = ("stopped", "interrupted")  # states of trials that were ended before their last epoch

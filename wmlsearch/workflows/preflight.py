@@ -14,7 +14,6 @@ from wmlsearch.config import PAPER_EPOCHS, RunSettings, TrialConfig
 from wmlsearch.data.manifest import Manifest
 from wmlsearch.data.sealed_test import check_sealed_test
 from wmlsearch.data.slices import PreparedData
-from wmlsearch.effects import NEEDED
 from wmlsearch.errors import InputError
 from wmlsearch.model.checkpoint import load_checkpoint
 from wmlsearch.model.checks import (
@@ -30,6 +29,7 @@ from wmlsearch.runs.redaction import without_password
 from wmlsearch.runs.schema import GOOD, UNFINISHED, EarlierTrial
 from wmlsearch.runs.wording import plural
 from wmlsearch.space import Choices, SearchSpace, Value, different_configurations, vain_values
+from wmlsearch.space.effects import NEEDED
 from wmlsearch.workflows.placement import Placement
 from wmlsearch.workflows.provenance import data_record
 from wmlsearch.workflows.search_plan import CheckedData, ResumeRequest, SearchPlan, SearchRequest

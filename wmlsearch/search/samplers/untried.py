@@ -15,9 +15,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from wmlsearch.config import TrialConfig
-from wmlsearch.effects import Identity, identity
 from wmlsearch.search.distributions import search_space
 from wmlsearch.space import Choices, SearchSpace, Value, different_configurations
+from wmlsearch.space.effects import Identity, identity
 
 PROPOSALS = 5  # of a sampler, before a configuration is drawn at random
 RANDOM_DRAWS = 100  # from a space with too many configurations to count them, or where some values are given

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmlsearch.config import TrialConfig
-from wmlsearch.effects import NEEDED, identity
 from wmlsearch.errors import InputError
 from wmlsearch.space import (
     Choices,
@@ -28,6 +27,7 @@ from wmlsearch.space import (
     different_configurations,
     shipped,
 )
+from wmlsearch.space.effects import NEEDED, identity
 from wmlsearch.workflows.new_search import space_to_search
 
 WHOLE = {

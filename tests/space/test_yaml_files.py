@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wmlsearch.errors import InputError
-from wmlsearch.yaml_files import MAX_YAML_BYTES, read_yaml
+from wmlsearch.space.yaml_files import MAX_YAML_BYTES, read_yaml
 
 
 @pytest.fixture
